@@ -1,0 +1,74 @@
+# Two commands set everything up: `make demo` and `make test`. A Python >= 3.10 and make are all they need.
+
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$python; break; }; done)
+endif
+VENV ?= .venv
+HOST_VENV ?= .venv-host
+HOST_BASE ?= .host
+HOST_ARGS ?=
+BENCH ?= $(sort $(wildcard benchmarks/*.py))
+
+BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+LOCATE := tests/host/locate.py
+
+.PHONY: help demo test lint bench host host-python clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/installed  ## a splat becomes a token, a token becomes views: writes demo_output/
+	$(BIN)/invert3d demo --out demo_output
+
+test: $(VENV)/installed-test host-python  ## lint, then unit, golden and host tests; says what it skipped and why
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -rs --durations=10 $(PYTEST_ARGS)
+
+lint: $(VENV)/installed-test  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/installed-test  ## every benchmark, or BENCH="benchmarks/one.py"
+	@set -e; for script in $(BENCH); do echo "== $$script"; $(BIN)/python $$script; done
+
+# The interpreter of the host stays apart from .venv: there invert3d_core is installed, and in a host it must never be.
+host-python:  ## an interpreter for the ComfyUI found here: one that exists, else a new .venv-host (minutes)
+	@$(call need-python)
+	@comfy="$$($(PYTHON) $(LOCATE) comfyui)"; \
+	if [ -z "$$comfy" ]; then \
+		echo "no ComfyUI found (COMFYUI_PATH, the folder that holds custom_nodes/, ~/comfy/ComfyUI): no host tests"; \
+	elif ! $(PYTHON) $(LOCATE) python >/dev/null 2>&1; then \
+		echo "making $(HOST_VENV) for the ComfyUI in $$comfy"; \
+		$(PYTHON) -m venv $(HOST_VENV) && \
+		$(HOST_VENV)/bin/python $(PIP) $$($(PYTHON) $(LOCATE) torch) -r "$$comfy/requirements.txt" -r requirements.txt; \
+	fi
+
+host: host-python  ## start the ComfyUI found here with this pack linked into .host/custom_nodes
+	@comfy="$$($(PYTHON) $(LOCATE) comfyui)"; test -n "$$comfy" || \
+		{ echo "make host needs a ComfyUI checkout: say where with COMFYUI_PATH=<folder>"; exit 1; }; \
+	python="$$($(PYTHON) $(LOCATE) python)" || exit 1; \
+	mkdir -p $(HOST_BASE)/custom_nodes && ln -sfn "$(CURDIR)" $(HOST_BASE)/custom_nodes/invert3d && \
+	cpu="$$("$$python" -c 'import torch as t; print("" if t.cuda.is_available() or t.backends.mps.is_available() else "--cpu")')" && \
+	cd "$$comfy" && exec "$$python" main.py $$cpu --base-directory "$(abspath $(HOST_BASE))" $(HOST_ARGS)
+
+clean:  ## remove what make made
+	rm -rf $(VENV) $(HOST_VENV) $(HOST_BASE) demo_output build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+define need-python
+test -n "$(PYTHON)" || { echo "Invert3D needs Python 3.10 or newer: install it, or say where with PYTHON=<path>"; exit 1; }
+endef
+
+$(VENV)/bin/python:
+	@$(call need-python)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python $(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python $(PIP) --editable ".[test]"
+	@touch $(VENV)/installed $@

@@ -1,0 +1,87 @@
+"""The held-out assets that the toy model is scored on, and those that settings are chosen on."""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from invert3d_core.cameras import Cameras, fit_radius, orbit
+from invert3d_core.mvdream import MVDream
+from invert3d_core.rendering import rasterize
+from invert3d_core.splats import GaussianSplats
+from invert3d_core.toy.assets import SH_C0, ToyAsset, draw, held_out_color
+from invert3d_core.toy.colors import CHROMATIC
+from invert3d_core.toy.families import HELD_OUT, KNOWN
+from invert3d_core.toy.primitives import MAIN, cover
+
+AZIMUTHS_DEG = (30.0, 120.0, 210.0, 300.0)
+ELEVATION_DEG = 20.0  # neither these azimuths nor this elevation are in the bank that tokens learn from
+DISTRACTORS = 4  # of the same family, for every scored asset's family
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A held-out asset with its true views (4,H,W,3), its main part's mask (4,H,W) and the colour it is edited to."""
+
+    asset: ToyAsset
+    splats: GaussianSplats
+    truth: Tensor
+    main_mask: Tensor
+    edit_color: str
+
+    @property
+    def known(self) -> bool:
+        return self.asset.family.known
+
+
+def scoring_cameras(model: MVDream) -> Cameras:
+    """The four cameras of every score, framed as the model expects."""
+    info = model.info
+    distance = fit_radius(1.0, info.fov_y_deg, info.image_size, info.image_size, info.fill)
+    return orbit(AZIMUTHS_DEG, ELEVATION_DEG, distance, info.fov_y_deg, info.image_size, info.image_size)
+
+
+def main_part(asset: ToyAsset, cams: Cameras) -> Tensor:
+    """Where the asset's main part shows in each view, (C,H,W) bool."""
+    splats = asset.splats()
+    covered = cover(torch.from_numpy(asset.rows)[None], torch.from_numpy(asset.stretch)[None], len(splats))
+    is_main = (covered["part"][0] == MAIN).float()[:, None, None].expand(-1, 1, 3)
+    painted = GaussianSplats(
+        splats.positions, splats.scales, splats.rotations, splats.opacities, (is_main - 0.5) / SH_C0
+    )
+    return rasterize(painted, cams, background=(0, 0, 0)).color[..., 0] > 0.5
+
+
+def make_subject(asset: ToyAsset, cams: Cameras) -> Subject:
+    splats = asset.splats()
+    rng = np.random.default_rng(zlib.crc32(asset.full_caption().encode()))
+    choices = [name for name in CHROMATIC if name != asset.colors[0]]
+    return Subject(
+        asset, splats, rasterize(splats, cams).color.clamp(0, 1), main_part(asset, cams), str(rng.choice(choices))
+    )
+
+
+def held_out_assets(first_seed: int, families: slice, each: int, new_each: int) -> list[ToyAsset]:
+    """Unseen combinations of known families (their held-out colour) and members of families never trained on."""
+    assets = [
+        draw(first_seed + i, family.name, held_out_color(family)) for family in KNOWN[families] for i in range(each)
+    ]
+    return assets + [draw(first_seed + i, family.name) for family in HELD_OUT for i in range(new_each)]
+
+
+def scored_assets() -> list[ToyAsset]:
+    """44 assets of 22 known families in combinations never trained on, and 12 of the 6 new families."""
+    return held_out_assets(20_000, slice(0, None, 2), each=2, new_each=2)
+
+
+def tuning_assets() -> list[ToyAsset]:
+    """Others, to choose guidance and training settings on: 11 of other known families, 6 of the new ones."""
+    return held_out_assets(30_000, slice(1, None, 4), each=1, new_each=1)
+
+
+def distractor_assets(subjects: list[Subject]) -> list[ToyAsset]:
+    """More members of every subject's family, only to make retrieval harder."""
+    names = dict.fromkeys(subject.asset.family.name for subject in subjects)
+    return [draw(40_000 + i, name) for name in names for i in range(DISTRACTORS)]

@@ -1,0 +1,191 @@
+"""`invert3d info`: what a file is, and what is in it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from . import assets
+from .command import Command
+
+
+@dataclass(kw_only=True)
+class Info(Command):
+    """Say what a file is: a splat, a token, a training checkpoint, or a multi-view model."""
+
+    file: Positional[Path]
+    """A file, a model's folder, or the name of a built-in sample or model."""
+
+    def run(self) -> None:
+        values = describe(self.file)
+        self.report(values, as_text(values))
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Everything `info` says about a file. Raises Invert3DError when it is nothing that is known."""
+    from ..mvdream.checkpoint import BUILT_IN
+
+    if file.is_dir() or (not file.exists() and str(file) in BUILT_IN):
+        return _describe_model(str(file))
+    if not file.exists():
+        return _describe_splat(assets.find(file))
+    if file.suffix == ".safetensors":
+        metadata = _safetensors_metadata(file)
+        if "invert3d" in metadata:
+            return _describe_token(file)
+        if "invert3d_training" in metadata:
+            return _describe_training(file, metadata["invert3d_training"])
+        return _describe_model(str(file))
+    if file.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        return _describe_model(str(file))
+    return _describe_splat(file)
+
+
+def as_text(values: Mapping[str, Any], indent: str = "") -> str:
+    """Names and values, a line each; a mapping inside is indented below its name."""
+    width = max(len(name) for name in values)
+    lines = []
+    for name, value in values.items():
+        words = name.replace("_", " ")
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{words}", as_text(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{words:<{width}}  {_text(value)}")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    return str(value) or "none"
+
+
+def _describe_splat(file: Path) -> dict[str, Any]:
+    from ..cameras import Orientation, fit_sphere
+
+    asset = assets.load(file)
+    splat = asset.splat
+    low, high = splat.positions.amin(0), splat.positions.amax(0)
+    sphere = fit_sphere(splat)
+    stated = Orientation.from_comment(splat.comment)
+    stands = stated or Orientation()
+    return {
+        "kind": "splat",
+        "file": str(asset.path),
+        "sample": asset.sample,
+        "format": asset.format,
+        "bytes": asset.path.stat().st_size,
+        "splats": len(splat),
+        "sh_degree": splat.degree,
+        "extent": {"low": low.tolist(), "high": high.tolist(), "size": (high - low).tolist()},
+        "visible_sphere": {"center": sphere.center.tolist(), "radius": sphere.radius},
+        "median_scale": float(splat.scales.median()),
+        "median_opacity": float(splat.opacities.median()),
+        "orientation": {
+            "up": stands.up,
+            "front": stands.front,
+            "source": "stated by the file" if stated else "a guess: the usual frame of trained splats",
+        },
+        "comment": splat.comment,
+    }
+
+
+def _describe_token(file: Path) -> dict[str, Any]:
+    from .. import tokens
+
+    token = tokens.load(file)
+    count, width = token.vectors.shape
+    moved = (token.vectors - token.initial).norm(dim=1) / token.initial.norm(dim=1).clamp_min(1e-12)
+    return {
+        "kind": "token",
+        "file": str(file),
+        "name": token.name,
+        "written": f"<{token.name}>" + (f" or embedding:{file.stem}" if token.is_host_embedding else ""),
+        "vectors": count,
+        "width": width,
+        "text_encoder": token.base,
+        "model_sha256": token.model_hash,
+        "mean_norm": float(token.vectors.norm(dim=1).mean()),
+        "moved_from_initial": float(moved.mean()),
+        "provenance": dict(token.provenance),
+    }
+
+
+def _describe_training(file: Path, entry: str) -> dict[str, Any]:
+    values = json.loads(entry)
+    fingerprint = values["fingerprint"]
+    return {
+        "kind": "training checkpoint",
+        "file": str(file),
+        "names": fingerprint["names"],
+        "step": values["step"],
+        "steps": fingerprint["config"]["steps"],
+        "finished": values["finished"],
+        "model": fingerprint["model"],
+        "config": fingerprint["config"],
+    }
+
+
+def _describe_model(name: str) -> dict[str, Any]:
+    from ..mvdream.checkpoint import detect_layout, find_checkpoint, read_state_dict
+    from ..mvdream.metadata import METADATA_KEY, PUBLISHED, read_metadata
+    from ..tokens import ENCODER_WIDTHS
+
+    path = find_checkpoint(name)
+    state_dict, metadata = read_state_dict(path)
+    layout = detect_layout(state_dict, path.name)
+    known = read_metadata(metadata, PUBLISHED[layout.base], f"'{path}'")
+    parts = dict(zip(("unet", "vae", "text_encoder"), layout.prefixes, strict=True))
+    counts = {
+        part: sum(value.numel() for key, value in state_dict.items() if key.startswith(prefix))
+        for part, prefix in parts.items()
+    }
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in state_dict.values()})
+    stated = METADATA_KEY in metadata
+    values = {name: value for name, value in asdict(known).items() if name not in ("title", "model_hash")}
+    return {
+        "kind": "multi-view model",
+        "title": known.title,
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        # Tokens of an encoder that is no published one belong to these very weights.
+        "sha256": None if known.base in ENCODER_WIDTHS else _sha256(path),
+        "layout": layout.name,
+        "tensors": len(state_dict),
+        "types": types,
+        "parameters": {**counts, "total": sum(counts.values())},
+        "properties_from": "the file" if stated else f"what is published for {layout.name}",
+        "properties": values,
+    }
+
+
+def _safetensors_metadata(file: Path) -> dict[str, str]:
+    import safetensors
+
+    from ..errors import ModelError
+
+    try:
+        with safetensors.safe_open(file, framework="pt", device="cpu") as opened:
+            return opened.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ModelError(
+            f"'{file}' is not a readable safetensors file ({error}). It is of another kind or cut short: restore it."
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

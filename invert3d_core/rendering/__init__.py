@@ -1,0 +1,5 @@
+"""Drawing Gaussian splats: `rasterize` is the call; torch is the reference, gsplat the accelerator."""
+
+from .rasterize import Rendering, rasterize
+
+__all__ = ["Rendering", "rasterize"]

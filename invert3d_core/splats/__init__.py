@@ -1,0 +1,80 @@
+"""Gaussian splats as data: what they are in memory, and reading and writing their files."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import FormatError
+from . import formats, spherical_harmonics
+from .formats.source import open_source
+from .gaussians import GaussianSplats
+
+__all__ = ["GaussianSplats", "formats", "load", "save", "spherical_harmonics"]
+
+
+def load(
+    path_or_bytes: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    format: str = "auto",
+) -> GaussianSplats:
+    """Read a splat file, on disk or in memory, whole or not at all.
+
+    format: "auto" goes by the contents, and by the extension for .splat, which has no header; else "ply", "splat" or
+    "spz".
+    A few unusable splats (NaN, infinite) are dropped with a warning in the log; more than a tenth of them is an error.
+
+    Returns activated splats in the frame of the file, on the CPU.
+    Raises FormatError, naming the file and the cause, for anything that is not a whole, supported splat file. What a
+    file claims to hold is compared with its size before memory is taken for it.
+    """
+    with open_source(path_or_bytes) as source:
+        return formats.for_reading(source, format).read(source)
+
+
+def save(
+    splats: GaussianSplats,
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    **options: Any,
+) -> list[str]:
+    """Write a splat file, whole or not at all: a file that was there is replaced only by a complete one.
+
+    format: "ply" or "splat"; None goes by the path's extension. Folders on the way are made.
+    options: the format's own, such as ``sort=False`` of .splat, which keeps the order of the splats.
+
+    Returns what was lost, in words; [] when nothing was.
+    Raises FormatError for a format that is not written, for no splats, for values no splat has, and where the system
+    refuses to write.
+    """
+    path = Path(path)
+    write = formats.writer(path, format)
+    if not len(splats):
+        raise FormatError(f"There are no splats to write to '{path}'. A file needs at least one.")
+    splats.validate()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as file:
+            return write(splats, file, **options)
+    except OSError as error:
+        raise FormatError(
+            f"Splats cannot be written to '{path}' ({error}). Check the folder, its permissions and the free space."
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file beside the path that takes its place once it is complete, and goes if it does not get there."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with open(temporary, "xb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()  # Windows replaces no open file
+            os.replace(temporary, path)
+        except BaseException:
+            file.close()
+            temporary.unlink(missing_ok=True)
+            raise

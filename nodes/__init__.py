@@ -1,0 +1,17 @@
+"""The pack's nodes: one module per family, each with its list NODES.
+
+A node reads widgets, calls the core with a progress adapter, and returns host types; `host.py` alone touches the host.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import cameras, inversion, mvdream, splats, tokens
+
+FAMILIES = (splats, cameras, mvdream, inversion, tokens)
+
+
+class Invert3DExtension(ComfyExtension):
+    """What ComfyUI loads: every node of every family."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node for family in FAMILIES for node in family.NODES]

@@ -1,0 +1,358 @@
+"""The host as the nodes see it: the only module that touches comfy.*.
+
+Splats and cameras to and from the host's types, models in its memory management, progress with previews and cancel,
+devices, and the files a widget may name. A node imports from here and from the core, and nothing of the host's besides
+`comfy_api`.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd1_clip
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import Types
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+from ..invert3d_core import mvdream
+from ..invert3d_core.mvdream import MVDream
+from ..invert3d_core.splats import GaussianSplats
+from ..invert3d_core.tokens import Token, write_atomically
+
+SHOW_INTERVAL_S = 0.5  # a preview costs a picture to make and to send; more often than this nobody can look
+
+SAMPLES = Path(__file__).resolve().parent.parent / "invert3d_core" / "toy" / "samples"
+SAMPLE_SUFFIX = " [sample]"  # marks a built-in file in a list, as the host marks its folders with " [input]"
+
+MODEL_FOLDER = "mvdream"  # models/mvdream
+MODEL_ENDINGS = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
+
+# Estimates of what the work takes beside the weights, for each pixel of a view.
+SAMPLING_BYTES_PER_PIXEL = 8 << 10
+TRAINING_BYTES_PER_PIXEL = 24 << 10
+
+folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
+folder_paths.folder_names_and_paths[MODEL_FOLDER][1].update(MODEL_ENDINGS)
+# The host carries CLIP's vocabulary, which the published checkpoints lack.
+mvdream.add_tokenizer_folder(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer")
+
+
+# ---------------------------------------------------------------------------------------------------- splats, cameras
+
+
+def splat_to_host(items: Sequence[GaussianSplats]) -> Types.SPLAT:
+    """A batch of splats as the host's SPLAT: rows and SH coefficients padded with zeros to the longest item.
+
+    The comments of the files travel along in an attribute of ours; the host's own nodes drop it.
+    """
+    rows, coefficients = max(map(len, items)), max(item.sh.shape[1] for item in items)
+    device = comfy.model_management.intermediate_device()
+
+    def padded(tensors: Iterable[Tensor], *shape: int) -> Tensor:  # N × (n,…) -> (B,*shape)
+        batch = torch.zeros(len(items), *shape, device=device)
+        for target, tensor in zip(batch, tensors, strict=True):
+            target[tuple(slice(size) for size in tensor.shape)] = tensor.to(device)
+        return batch
+
+    uniform = all(len(item) == rows for item in items)
+    splat = Types.SPLAT(
+        positions=padded((item.positions for item in items), rows, 3),
+        scales=padded((item.scales for item in items), rows, 3),
+        rotations=padded((item.rotations for item in items), rows, 4),
+        opacities=padded((item.opacities for item in items), rows, 1),
+        sh=padded((item.sh for item in items), rows, coefficients, 3),
+        counts=None if uniform else torch.tensor([len(item) for item in items], device=device),
+    )
+    splat.invert3d_comments = [item.comment for item in items]
+    return splat
+
+
+def splat_from_host(splat: Types.SPLAT) -> list[GaussianSplats]:
+    """The items of a SPLAT without their padding, on its device. FormatError when its values are not splats."""
+    batch = splat.positions.shape[0]
+    lengths = [splat.positions.shape[1]] * batch if splat.counts is None else splat.counts.tolist()
+    comments = getattr(splat, "invert3d_comments", [""] * batch)
+    return [
+        GaussianSplats(
+            positions=splat.positions[i, :length],
+            scales=splat.scales[i, :length],
+            rotations=splat.rotations[i, :length],
+            opacities=splat.opacities[i, :length],
+            sh=splat.sh[i, :length],
+            comment=comments[i],
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A result where the host keeps results between nodes."""
+    return tensor.to(comfy.model_management.intermediate_device())
+
+
+def image_to_host(tensor: Tensor) -> Tensor:
+    """Pictures and masks where the host keeps them, in its dtype."""
+    return to_host(tensor).to(comfy.model_management.intermediate_dtype())
+
+
+def resize_images(images: Tensor, width: int, height: int) -> Tensor:  # (B,h,w,C) -> (B,height,width,C)
+    """Pictures scaled to fill a size, what stands over cut off evenly."""
+    channels_first = images.movedim(-1, 1).float()
+    return comfy.utils.common_upscale(channels_first, width, height, "bicubic", "center").clamp(0, 1).movedim(1, -1)
+
+
+def latents_to_host(latents: Tensor, scaling_factor: float) -> dict[str, Tensor]:  # (B,C,h,w)
+    """Latents on the U-Net's scale as the host's LATENT, which has the VAE's own."""
+    return {"samples": to_host(latents / scaling_factor)}
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+class MVDreamNetwork(torch.nn.Module):
+    """A network as the host's patchers want it: with a device that they can set (diffusers' own is read-only)."""
+
+    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network = network
+        self.device = device
+
+
+class HostMVDream:
+    """The core's MVDream with its three networks in the host's model patchers, so that the host moves and frees them.
+
+    source: a digest of the weights' file.
+    """
+
+    def __init__(self, model: MVDream, source: str) -> None:
+        management = comfy.model_management
+        places = (
+            (model.unet, management.get_torch_device(), management.unet_offload_device()),
+            (model.vae, management.vae_device(), management.vae_offload_device()),
+            (model.text_encoder, management.text_encoder_device(), management.text_encoder_offload_device()),
+        )
+        self._model = model
+        self._patchers = []
+        for network, load_device, offload_device in places:
+            held = MVDreamNetwork(network, offload_device).to(offload_device)
+            self._patchers.append(comfy.model_patcher.CoreModelPatcher(held, load_device, offload_device))
+        self.source = source
+
+    @classmethod
+    def load(cls, path_or_name: Path | str, dtype: torch.dtype | None = None) -> "HostMVDream":
+        """A model of the core's `mvdream.load`. dtype: of the U-Net; None asks the host what suits its device."""
+        model = mvdream.load(path_or_name, device="cpu")
+        with torch.inference_mode(False):
+            torch.nn.Module.to(model.unet, dtype=dtype or _unet_dtype(model.unet))
+        return cls(model, sampled_digest(mvdream.checkpoint.find_checkpoint(path_or_name)))
+
+    @property
+    def info(self) -> mvdream.ModelInfo:
+        """What is known of the model beside its weights."""
+        return self._model.info
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The U-Net's dtype."""
+        return self._model.dtype
+
+    @property
+    def token_width(self) -> int:
+        """The width of a token's vectors."""
+        return self._model.text_encoder.get_input_embeddings().embedding_dim
+
+    def with_token(self, token: Token, strength: float) -> "HostMVDream":
+        """A copy that knows one more token; networks and patchers are shared."""
+        other = copy.copy(self)
+        other._model = self._model.with_token(token, strength)
+        return other
+
+    @contextlib.contextmanager
+    def ready(self, views: int, training: bool = False) -> Iterator[MVDream]:
+        """The model with its networks on their devices and room for the work on so many views beside them.
+
+        Inside, inference mode is off, since what a model keeps from one call to the next must do for training too; and
+        a cancel takes effect before every pass through a network, in jobs without steps too.
+        """
+        per_pixel = TRAINING_BYTES_PER_PIXEL if training else SAMPLING_BYTES_PER_PIXEL
+        memory = views * self.info.image_size**2 * per_pixel
+        cancel = comfy.model_management.throw_exception_if_processing_interrupted
+        with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as hooks:
+            # Networks of plain layers work whole or not at all: the host can page only layers of its own.
+            comfy.model_management.load_models_gpu(self._patchers, memory_required=memory, force_full_load=True)
+            for patcher in self._patchers:
+                hook: Any = patcher.model.network.register_forward_pre_hook(lambda *_: cancel())
+                hooks.callback(hook.remove)
+            yield self._model
+
+
+def _unet_dtype(unet: torch.nn.Module) -> torch.dtype:
+    """What the host would choose, with its command line's wishes, among the dtypes in which a token can be trained."""
+    choices = [torch.bfloat16, torch.float32]
+    size = sum(parameter.numel() for parameter in unet.parameters())
+    device = comfy.model_management.get_torch_device()
+    chosen = comfy.model_management.unet_dtype(device, size, choices)
+    return chosen if chosen in (*choices, torch.float16) else torch.float32
+
+
+def list_models(folder: str) -> list[str]:
+    """Names of the files in one of the host's model folders, at any depth."""
+    return [name.replace(os.sep, "/") for name in folder_paths.get_filename_list(folder)]
+
+
+def find_model(folder: str, name: str) -> Path | None:
+    """The file of that name in one of the host's model folders, None when there is none; it never leaves the folder."""
+    found = folder_paths.get_full_path(folder, name)
+    return Path(found) if found else None
+
+
+def embeddings_folder() -> Path:
+    """Where new text embeddings go."""
+    return Path(folder_paths.get_folder_paths("embeddings")[0])
+
+
+# ----------------------------------------------------------------------------------------------------------- long jobs
+
+
+def runs_folder() -> Path:
+    """Where trainings are kept: a folder of the host's user directory that none of its routes serves."""
+    return Path(folder_paths.get_system_user_directory("invert3d")) / "runs"
+
+
+def raise_if_cancelled() -> None:
+    """Leave through the host's own interrupt (a BaseException) when its user has cancelled the prompt."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def torch_device() -> torch.device:
+    """The device on which the host computes."""
+    return comfy.model_management.get_torch_device()
+
+
+class HostProgress:
+    """The core's progress protocol on the host's progress bar: bar, preview, metrics as text, and cancel at every step.
+
+    A cancelled prompt leaves through the host's own interrupt (a BaseException), raised from the call.
+    """
+
+    def __init__(self) -> None:
+        self._bar: comfy.utils.ProgressBar | None = None
+        self._last_shown = float("-inf")
+
+    def __call__(
+        self,
+        step: int,
+        total: int,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        preview: Callable[[], Tensor] | None = None,
+    ) -> None:
+        # The bar looks for a cancel only when it sends something, which it does not do at every step.
+        raise_if_cancelled()
+        bar = self._bar = self._bar or comfy.utils.ProgressBar(total)
+        now = time.monotonic()
+        shown = now - self._last_shown >= SHOW_INTERVAL_S or step == total
+        if shown:
+            self._last_shown = now
+        # No size with the picture: the host would scale it up to its own.
+        picture = ("JPEG", _to_pil(preview()), None) if shown and preview is not None else None
+        bar.update_absolute(step, total, picture)
+        context = get_executing_context()
+        if shown and metrics and context is not None:
+            text = " · ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            PromptServer.instance.send_progress_text(f"step {step} of {total} · {text}", context.node_id)
+
+
+def _to_pil(picture: Tensor) -> Image.Image:  # (H,W,3) in [0,1]
+    values = picture.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    return Image.fromarray(values.contiguous().numpy())
+
+
+def _from_pil(image: Image.Image) -> Tensor:  # (H,W,3) in [0,1]
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)
+
+
+def save_picture(picture: Tensor, path: Path) -> Tensor:  # (H,W,3) in [0,1] -> (H,W,3)
+    """Write a PNG, whole or not at all; returns the picture as it will be read, in 256 levels."""
+    buffer = io.BytesIO()
+    image = _to_pil(picture)
+    image.save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+    return _from_pil(image)
+
+
+def load_picture(path: Path) -> Tensor | None:  # (H,W,3) in [0,1]
+    """A picture file, None when it is missing or damaged."""
+    try:
+        with Image.open(path) as picture:
+            return _from_pil(picture)
+    except OSError:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def list_files(extensions: Iterable[str]) -> list[str]:
+    """What a file widget offers: the built-in samples, then what lies in the input folder, at any depth."""
+    wanted = {extension.lower() for extension in extensions}
+    samples = [path.name + SAMPLE_SUFFIX for path in sorted(SAMPLES.glob("*")) if path.suffix.lower() in wanted]
+    folder = folder_paths.get_input_directory()
+    found = []
+    for directory, _, names in os.walk(folder):
+        paths = (os.path.join(directory, name) for name in names if os.path.splitext(name)[1].lower() in wanted)
+        found += [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
+    return samples + sorted(found)
+
+
+def find_file(name: str) -> Path | None:
+    """The file that a file widget's value names, None when there is no such file or it lies outside the known folders.
+
+    Known are the built-in samples and, with " [input]" or " [output]" and the like behind the name, the host's folders.
+    """
+    if name.endswith(SAMPLE_SUFFIX):
+        path = SAMPLES / name.removesuffix(SAMPLE_SUFFIX)
+        return path if path.parent == SAMPLES and path.is_file() else None
+    if not folder_paths.exists_annotated_filepath(name):
+        return None
+    path = Path(folder_paths.get_annotated_filepath(name))
+    return path if path.is_file() else None
+
+
+def file_fingerprint(name: str) -> str:
+    """A text that changes when the file does: the host runs a node again when it differs."""
+    path = find_file(name)
+    if path is None:
+        return f"missing {name}"
+    return path_fingerprint(path)
+
+
+def path_fingerprint(path: Path) -> str:
+    """A text that changes when the file at a path does."""
+    status = path.stat()
+    return hashlib.sha256(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()
+
+
+def sampled_digest(path: Path, samples: int = 64, block: int = 1 << 16) -> str:
+    """A digest of a large file's size and of blocks spread evenly over it; it survives copying and touching."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(samples):
+            file.seek(max(0, size - block) * i // (samples - 1))
+            digest.update(file.read(block))
+    return digest.hexdigest()

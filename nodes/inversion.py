@@ -1,0 +1,248 @@
+"""Learning a token from a splat or from prepared views, kept on disk so that no work is ever done twice."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import Types, io
+from torch import Tensor
+
+from ..invert3d_core import __version__, inversion
+from ..invert3d_core.cameras import Cameras
+from ..invert3d_core.errors import TokenError
+from ..invert3d_core.inversion import InversionConfig, SplatViews, ViewSet
+from ..invert3d_core.inversion.views import SET_SIZE, fingerprint
+from ..invert3d_core.tokens import check_name
+from . import host
+from .cameras import orientation_inputs, orientation_of
+from .types import Cameras as CamerasSocket
+from .types import MVDream as MVDreamSocket
+from .types import Token as TokenSocket
+
+KEPT_BYTES = 512 << 20  # of past trainings; one is a megabyte or less
+# These settings do not change what is learned.
+FREE_SETTINGS = ("checkpoint_every", "preview_every", "gradient_checkpointing")
+
+
+def views_of(
+    splat: Types.SPLAT | None,
+    images: Tensor | None,
+    masks: Tensor | None,
+    cameras: Cameras | None,
+    up: str,
+    front: str,
+) -> SplatViews | ViewSet:
+    """What the node's inputs show of the object. ValueError when they are not one splat, or pictures with cameras."""
+    if splat is not None:
+        others = {"images": images, "masks": masks, "cameras": cameras}
+        given = [name for name, value in others.items() if value is not None]
+        if given:
+            raise ValueError(f"splat and {', '.join(given)} are connected: connect a splat, or images with cameras")
+        items = host.splat_from_host(splat)
+        if len(items) != 1:
+            raise ValueError(f"splat holds a batch of {len(items)} objects: a token is learned from one, so split them")
+        return SplatViews(items[0].to(host.torch_device()), orientation_of(items[0], up, front))
+    if images is None or cameras is None:
+        raise ValueError(
+            "nothing to learn from: connect a splat, or images with their cameras (and masks), both from "
+            "Render Orbit Views"
+        )
+    return ViewSet(images[..., :3].float(), cameras, None if masks is None else masks.float())
+
+
+def run_key(config: InversionConfig, name: str, views: SplatViews | ViewSet, model: host.HostMVDream) -> str:
+    """A digest of everything that decides what is learned."""
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE_SETTINGS}
+    parts = [__version__, settings, name, fingerprint(views), model.source, str(model.dtype)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def open_run(key: str) -> Path:
+    """The checkpoint file of a training, marked as used now; the longest unused ones make room beyond KEPT_BYTES."""
+    folder = host.runs_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{key}.safetensors"
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(checkpoint)
+    runs = sorted(folder.glob("*.safetensors"), key=lambda run: run.stat().st_mtime, reverse=True)
+    total = 0
+    for run in runs:
+        picture = picture_of(run)
+        total += sum(file.stat().st_size for file in (run, picture) if file.exists())
+        if total > KEPT_BYTES and run != checkpoint:
+            run.unlink(missing_ok=True)
+            picture.unlink(missing_ok=True)
+    return checkpoint
+
+
+def picture_of(checkpoint: Path) -> Path:
+    """Where the picture of a finished training is kept."""
+    return checkpoint.with_suffix(".png")
+
+
+class TrainInversionToken(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Invert3DTrainInversionToken",
+            display_name="Train Inversion Token",
+            category="Invert3D/tokens",
+            description="Learns a token that means this very object to the model; can be cancelled and goes on later.",
+            search_aliases=["textual inversion", "personalize", "train embedding", "learn concept"],
+            inputs=[
+                MVDreamSocket.Input("mvdream"),
+                io.Splat.Input(
+                    "splat",
+                    optional=True,
+                    tooltip="The object. Views of it are rendered as the model needs them. "
+                    "Connect this, or images with cameras.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Square views of the object, among them four a quarter turn apart at one elevation.",
+                ),
+                io.Mask.Input("masks", optional=True, tooltip="1 on the object in each of the images."),
+                CamerasSocket.Input("cameras", optional=True, tooltip="The camera of each of the images."),
+                io.String.Input(
+                    "name",
+                    default="my_object",
+                    tooltip="What prompts will write between < and >: letters, digits, _, - and inner dots.",
+                ),
+                io.String.Input(
+                    "initial_words",
+                    default="",
+                    tooltip="Words for the object from which the token starts, such as: chair. Empty takes the "
+                    "preset's, which fit everything.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(inversion.PRESETS),
+                    default="recommended",
+                    tooltip="reference has every published setting of Invert3D and needs a splat; recommended learns "
+                    "more in less time.",
+                ),
+                io.Int.Input(
+                    "vectors",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="Places that the token takes in a prompt: more hold more detail. 0 takes the preset's "
+                    f"({_of_presets('vectors')}).",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=100_000,
+                    tooltip=f"Training steps; 0 takes the preset's ({_of_presets('steps')}).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,  # a seed that changes after each run would train again each time
+                    tooltip="Of everything drawn in the training; the published one is 23.",
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    tooltip="Go on from where the same training was cancelled or killed, and return a finished one at "
+                    "once. Switch off to start anew.",
+                ),
+                *orientation_inputs(),
+                io.Int.Input(
+                    "preview_every",
+                    default=100,
+                    min=0,
+                    max=100_000,
+                    tooltip="Steps between pictures of what the token means by then; 0 makes none.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "checkpoint_every",
+                    default=25,
+                    min=1,
+                    max=100_000,
+                    tooltip="Steps between saved states: a killed host loses at most these. A cancel loses none.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    tooltip="Needs less memory and more time.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                TokenSocket.Output("token", display_name="token"),
+                io.LossMap.Output("loss", display_name="loss", tooltip="The training loss of each step."),
+                io.Image.Output("preview", display_name="preview", tooltip="What the token alone looks like."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        try:
+            check_name("linked" if name is None else name)
+        except TokenError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        mvdream: host.HostMVDream,
+        name: str,
+        initial_words: str,
+        preset: str,
+        vectors: int,
+        steps: int,
+        seed: int,
+        resume: bool,
+        up: str,
+        front: str,
+        splat: Types.SPLAT | None = None,
+        images: Tensor | None = None,
+        masks: Tensor | None = None,
+        cameras: Cameras | None = None,
+        **free: Any,
+    ) -> io.NodeOutput:
+        views = views_of(splat, images, masks, cameras, up, front)
+        chosen = {"vectors": vectors, "steps": steps, "initial_words": initial_words.strip()}
+        changes = {setting: value for setting, value in chosen.items() if value}
+        config = inversion.preset(preset, seed=seed, **changes, **free)
+        if config.precision == "fp32" and mvdream.dtype != torch.float32:
+            raise ValueError(
+                f"the preset {preset} trains in float32, but the model is loaded in {mvdream.dtype}: "
+                "choose the dtype float32 in MVDream Loader"
+            )
+        checkpoint = open_run(run_key(config, name, views, mvdream))
+        with mvdream.ready(SET_SIZE * config.sets_per_step, training=True) as model:
+            result = inversion.train_token(
+                model,
+                views,
+                config,
+                name=name,
+                progress=host.HostProgress(),
+                checkpoint=checkpoint,
+                resume=resume,
+            )
+            picture = host.load_picture(picture_of(checkpoint)) if resume else None
+            if picture is None:
+                picture = inversion.preview_strip(model.with_token(result.token), f"a <{name}>")
+                picture = host.save_picture(picture, picture_of(checkpoint))
+        return io.NodeOutput(result.token, {"loss": result.losses}, host.image_to_host(picture[None]))
+
+
+def _of_presets(setting: str) -> str:
+    return ", ".join(f"{getattr(inversion.preset(name), setting)} in {name}" for name in inversion.PRESETS)
+
+
+NODES = [TrainInversionToken]

@@ -1,0 +1,90 @@
+"""Nodes of the host tests only: they make visible what no node of the host shows. Copied into the test host's packs."""
+
+import sys
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import ComfyExtension, Types, io
+from safetensors.torch import save_file
+
+
+class ProbeModules(io.ComfyNode):
+    """Shows the names of all imported modules, one a line, once its input is there."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Invert3DProbeModules",
+            category="tests",
+            inputs=[io.AnyType.Input("after")],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **kwargs):
+        return float("nan")
+
+    @classmethod
+    def execute(cls, after):
+        return io.NodeOutput(ui={"text": ["\n".join(sorted(sys.modules))]})
+
+
+class ProbeTensors(io.ComfyNode):
+    """Saves a tensor, or the tensor attributes of an object or a dict, to output/<name>.safetensors."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Invert3DProbeTensors",
+            category="tests",
+            inputs=[io.AnyType.Input("value"), io.String.Input("name")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, value, name):
+        fields = {"tensor": value} if hasattr(value, "shape") else value if isinstance(value, dict) else vars(value)
+        tensors = {
+            key: item.detach().cpu().contiguous().clone() for key, item in fields.items() if hasattr(item, "shape")
+        }
+        other = {key: repr(item) for key, item in fields.items() if key not in tensors}
+        other["type"] = type(value).__name__
+        other["inference"] = repr({key: item.is_inference() for key, item in fields.items() if key in tensors})
+        save_file(tensors, Path(folder_paths.get_output_directory()) / f"{name}.safetensors", metadata=other)
+        return io.NodeOutput(ui={"text": [name]})
+
+
+class ProbeBatch(io.ComfyNode):
+    """Two splats as one batch of two, padded with zeros and counted, as a node that makes several would return it."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Invert3DProbeBatch",
+            category="tests",
+            inputs=[io.Splat.Input("first"), io.Splat.Input("second")],
+            outputs=[io.Splat.Output()],
+        )
+
+    @classmethod
+    def execute(cls, first, second):
+        rows = max(first.positions.shape[1], second.positions.shape[1])
+        fields = {}
+        for name in ("positions", "scales", "rotations", "opacities", "sh"):
+            padded = []
+            for value in (getattr(first, name), getattr(second, name)):
+                padded.append(torch.cat([value, value.new_zeros(1, rows - value.shape[1], *value.shape[2:])], dim=1))
+            fields[name] = torch.cat(padded)
+        counts = torch.tensor([first.positions.shape[1], second.positions.shape[1]])
+        return io.NodeOutput(Types.SPLAT(**fields, counts=counts))
+
+
+class ProbeExtension(ComfyExtension):
+    async def get_node_list(self):
+        return [ProbeModules, ProbeTensors, ProbeBatch]
+
+
+async def comfy_entrypoint():
+    return ProbeExtension()

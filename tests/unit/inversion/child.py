@@ -1,0 +1,61 @@
+"""Training in a process of its own that is killed at a chosen moment."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+
+from invert3d_core import inversion, tokens
+from tests.unit.inversion.tiny_model import make_model, make_views
+
+CONFIG = inversion.preset(
+    "recommended",
+    steps=24,
+    vectors=3,
+    initial_words="red cup",
+    validation_every=5,
+    validation_sets=2,
+    checkpoint_every=1,
+)
+
+
+def train(folder: str, started, die_in: str | None = None, save: int = 0) -> None:
+    """Train to the end and save the token, unless killed; `started` is set after the first step.
+
+    die_in: "write" kills this process during the save-th checkpoint with half of its bytes on disk, "replace" after the
+    bytes and before they count, "replaced" right after.
+    """
+    torch.set_num_threads(1)
+    count = 0
+    fsync, replace = os.fsync, os.replace
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def dying_fsync(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if die_in == "write" and count == save:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            die()
+        fsync(descriptor)
+
+    def dying_replace(source, target) -> None:
+        if die_in == "replace" and count == save:
+            die()
+        replace(source, target)
+        if die_in == "replaced" and count == save:
+            die()
+
+    os.fsync, os.replace = dying_fsync, dying_replace
+
+    def progress(step, total, *, metrics=None, preview=None):
+        if metrics is not None:
+            started.set()
+
+    path = Path(folder)
+    result = inversion.train_token(
+        make_model(), make_views(), CONFIG, name="cup", checkpoint=path / "run.safetensors", progress=progress
+    )
+    tokens.save(result.token, path / "cup.safetensors")

@@ -1,0 +1,194 @@
+import logging
+
+import pytest
+import torch
+
+from invert3d_core import cameras, rendering
+from invert3d_core.errors import RenderError
+from invert3d_core.rendering import gsplat_backend
+from invert3d_core.splats import GaussianSplats
+from tests.unit.rendering.scenes import built_of, cloud, one, rig, tensors_of
+
+G = cloud(120, degree=2)
+
+
+def quaternion_product(a, b):
+    w, x, y, z = a.unbind(-1)
+    p, q, r, s = b.unbind(-1)
+    return torch.stack(
+        [
+            w * p - x * q - y * r - z * s,
+            w * q + x * p + y * s - z * r,
+            w * r - x * s + y * p + z * q,
+            w * s + x * r - y * q + z * p,
+        ],
+        -1,
+    )
+
+
+def turned(g, matrix, quaternion, center=(0, 0, 0)):
+    """The splats after p -> matrix (p - center), for SH of degree 0."""
+    return GaussianSplats(
+        (g.positions - torch.tensor(center)) @ matrix.mT,
+        g.scales,
+        quaternion_product(quaternion.expand_as(g.rotations), g.rotations),
+        g.opacities,
+        g.sh,
+    )
+
+
+def test_turning_splats_and_cameras_together_changes_nothing():
+    g, cams = cloud(120), rig()
+    w, x, y, z = quaternion = torch.nn.functional.normalize(torch.tensor([0.5, -0.3, 0.8, 0.1]), dim=0)
+    matrix = torch.tensor(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    moved = cams.moved(matrix.double())
+    before, after = rendering.rasterize(g, cams), rendering.rasterize(turned(g, matrix, quaternion), moved)
+    torch.testing.assert_close(after.color, before.color, atol=1e-4, rtol=0)
+    torch.testing.assert_close(after.depth, before.depth, atol=1e-3, rtol=0)
+
+
+HALF = 0.5**0.5
+
+
+@pytest.mark.parametrize(
+    ("up", "front", "quaternion"),  # of the rotation from the splat's frame to the asset's, by hand
+    [
+        ("-y", "-z", (0, 1, 0, 0)),
+        ("+y", "+z", (1, 0, 0, 0)),
+        ("+z", "-y", (HALF, -HALF, 0, 0)),
+        ("+y", "+x", (HALF, 0, -HALF, 0)),
+    ],
+)
+def test_moving_cameras_into_the_splat_frame_is_turning_the_splats(up, front, quaternion):
+    g, cams, center = cloud(120), rig(), (0.2, -0.1, 0.3)
+    orientation = cameras.Orientation(up, front)
+    upright = turned(g, orientation.matrix().float().mT, torch.tensor(quaternion, dtype=torch.float32), center)
+    expected = rendering.rasterize(upright, cams)
+    found = rendering.rasterize(g, orientation.into_splat_frame(cams, center))
+    torch.testing.assert_close(found.color, expected.color, atol=1e-4, rtol=0)
+
+
+def test_the_order_of_splats_does_not_matter():
+    order = torch.randperm(len(G.positions), generator=torch.Generator().manual_seed(0))
+    shuffled = built_of(tensor[order] for tensor in tensors_of(G))
+    torch.testing.assert_close(rendering.rasterize(shuffled, rig()).color, rendering.rasterize(G, rig()).color)
+
+
+def test_a_batch_of_cameras_is_its_cameras():
+    cams = rig(5)
+    batch = rendering.rasterize(G, cams)
+    for i, cam in enumerate(cams):
+        torch.testing.assert_close(rendering.rasterize(G, cam).color[0], batch.color[i], atol=1e-6, rtol=0)
+
+
+def test_shapes_and_types():
+    cams = rig(3, 20, 12)
+    drawn = rendering.rasterize(G, cams)
+    assert drawn.color.shape == (3, 12, 20, 3)
+    assert drawn.alpha.shape == drawn.depth.shape == drawn.depth_median.shape == (3, 12, 20)
+    assert {t.dtype for t in (drawn.color, drawn.alpha, drawn.depth, drawn.depth_median)} == {torch.float32}
+    assert float(drawn.alpha.min()) >= 0 and float(drawn.alpha.max()) <= 1
+    assert drawn.depth_median is drawn.depth_median
+
+
+def test_backgrounds_compose_as_alpha_over():
+    cams = rig(2, 20, 12)
+    generator = torch.Generator().manual_seed(0)
+    black = rendering.rasterize(G, cams, background=(0, 0, 0))
+    backgrounds = [
+        (0.2, 0.4, 0.6),
+        torch.tensor([0.2, 0.4, 0.6]),
+        torch.rand(2, 3, generator=generator),
+        torch.rand(12, 20, 3, generator=generator),
+        torch.rand(1, 12, 20, 3, generator=generator),
+        torch.rand(2, 12, 20, 3, generator=generator),
+    ]
+    for background in backgrounds:
+        found = rendering.rasterize(G, cams, background)
+        behind = torch.as_tensor(background)
+        behind = behind[:, None, None] if behind.shape == (2, 3) else behind
+        expected = black.color + (1 - black.alpha)[..., None] * behind
+        torch.testing.assert_close(found.color, expected)
+        assert torch.equal(found.alpha, black.alpha)
+    assert torch.equal(rendering.rasterize(G, cams).color, rendering.rasterize(G, cams, (1, 1, 1)).color), "white"
+
+
+def test_degree_0_is_the_first_coefficient():
+    base = GaussianSplats(G.positions, G.scales, G.rotations, G.opacities, G.sh[:, :1])
+    assert torch.equal(rendering.rasterize(G, rig(), sh_degree=0).color, rendering.rasterize(base, rig()).color)
+    full = rendering.rasterize(G, rig()).color
+    assert torch.equal(rendering.rasterize(G, rig(), sh_degree=2).color, full)
+    assert float((rendering.rasterize(G, rig(), sh_degree=1).color - full).abs().max()) > 1e-2
+
+
+def test_nothing_to_see_is_the_background():
+    cams = rig(2, 8, 6)
+    nothing = cloud(0)
+    behind_cameras = one((0, 100, 0))
+    too_near = rendering.rasterize(G, cams, background=(0.1, 0.2, 0.3), near=50)
+    for drawn in (rendering.rasterize(g, cams, background=(0.1, 0.2, 0.3)) for g in (nothing, behind_cameras)):
+        assert torch.equal(drawn.color, too_near.color)
+        assert torch.equal(drawn.color, torch.tensor([0.1, 0.2, 0.3]).expand(2, 6, 8, 3))
+        for picture in (drawn.alpha, drawn.depth, drawn.depth_median):
+            assert torch.equal(picture, torch.zeros(2, 6, 8))
+    assert rendering.rasterize(G, cams[:0]).color.shape == (0, 6, 8, 3)
+
+
+def test_nothing_to_see_has_gradients_of_zero():
+    g = one((0, 100, 0))
+    leaf = g.positions.clone().requires_grad_()
+    drawn = rendering.rasterize(GaussianSplats(leaf, g.scales, g.rotations, g.opacities, g.sh), rig())
+    (drawn.color.sum() + drawn.depth.sum()).backward()
+    assert leaf.grad is not None and torch.equal(leaf.grad, torch.zeros(1, 3))
+
+
+def test_gradients_reach_cameras_and_background():
+    c2w = rig().c2w.clone().requires_grad_()
+    background = torch.full((3,), 0.5, requires_grad=True)
+    cams = cameras.Cameras(c2w, torch.tensor(45.0), 16, 16)
+    rendering.rasterize(G, cams, background).color.square().sum().backward()
+    for gradient in (c2w.grad, background.grad):
+        assert gradient is not None and gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+def test_works_in_inference_mode_and_under_autocast():
+    expected = rendering.rasterize(G, rig()).color
+    with torch.inference_mode():
+        assert torch.equal(rendering.rasterize(cloud(120, degree=2), rig()).color, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rendering.rasterize(G, rig()).color, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sh_degree": 3}, "sh_degree is 3.*degrees 0 to 2"),
+        ({"sh_degree": -1}, "sh_degree is -1"),
+        ({"near": 0}, "near is 0"),
+        ({"backend": "cuda"}, "backend is 'cuda'"),
+        ({"backend": "gsplat"}, "gsplat backend cannot be used: it draws float32 splats on a CUDA device"),
+        ({"background": (1, 1)}, r"background has shape \(2,\)"),
+        ({"background": torch.zeros(5, 12, 20, 3)}, r"\(5, 12, 20, 3\).*\(2, 12, 20, 3\)"),
+        ({"background": torch.zeros(2, 3, 12, 20)}, "resize"),
+    ],
+)
+def test_errors_name_what_is_wrong(options, message):
+    with pytest.raises(RenderError, match=message):
+        rendering.rasterize(G, rig(2, 20, 12), **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: tests/gpu covers it")
+def test_a_gsplat_that_does_not_work_is_named_once_in_the_log(caplog):
+    gsplat_backend._try.cache_clear()
+    with caplog.at_level(logging.INFO, logger="invert3d"):
+        reasons = [gsplat_backend.why_not(torch.device("cuda", 0)) for _ in range(3)]
+    gsplat_backend._try.cache_clear()
+    assert reasons[0] is not None and ("not installed" in reasons[0] or "test call failed" in reasons[0])
+    assert len(set(reasons)) == 1
+    assert [record.getMessage() for record in caplog.records] == [f"Drawing splats with torch: {reasons[0]}"]

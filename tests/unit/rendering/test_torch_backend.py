@@ -1,0 +1,173 @@
+import math
+
+import pytest
+import torch
+
+from invert3d_core import cameras, rendering
+from invert3d_core.rendering import torch_backend
+from invert3d_core.rendering.projection import Frame, Limits, Scene
+from invert3d_core.rendering.rasterize import scene_of
+from invert3d_core.splats import GaussianSplats
+from tests.unit.rendering import brute_force
+from tests.unit.rendering.scenes import built_of, cloud, one, rig, tensors_of, together
+
+
+def flattened(g):
+    return GaussianSplats(g.positions, g.scales * torch.tensor([1.0, 1.0, 0.0]), g.rotations, g.opacities, g.sh)
+
+
+NAMES = ("color", "depth", "alpha", "depth_median")
+
+SCENES = {
+    "small splats": (cloud(80), rig()),
+    "spherical harmonics": (cloud(60, degree=3), rig()),
+    "opaque, many layers": (cloud(150, size=(0.2, 0.6), opacity=(0.7, 1.0)), rig()),
+    "hardly visible": (cloud(60, opacity=(0.0, 0.02)), rig()),
+    "needles": (cloud(60, size=(0.0003, 1.5)), rig()),
+    "below a pixel": (cloud(80, size=(1e-5, 1e-3)), rig()),
+    "larger than the picture": (cloud(20, size=(2.0, 40.0), opacity=(0.01, 0.3)), rig()),
+    "camera inside": (cloud(100, spread=2.0), rig(radius=0.5, fov=100)),
+    "odd sizes": (cloud(60), rig(width=37, height=21)),
+    "one column": (cloud(60), rig(width=1, height=50)),
+    "flat splats": (flattened(cloud(60)), rig()),
+}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_it_draws_what_brute_force_draws(name):
+    g, cams = SCENES[name]
+    expected = brute_force.draw(g, cams, g.degree)
+    drawn = torch_backend.composite(scene_of(g, cams), Frame(cams.width, cams.height, g.degree, 0.2, Limits()))
+    stable = expected["stable"]
+    assert stable.float().mean() > 0.95
+    assert expected["alpha"].max() > 0.01, "the scene must show something"
+    for key in NAMES:
+        found = getattr(drawn, key).double()
+        tolerance = 2e-5 * max(1.0, float(expected[key].abs().max()))
+        assert float((found - expected[key])[stable].abs().max()) <= tolerance, key
+
+
+def test_memory_bounds_do_not_change_the_picture(monkeypatch):
+    g, cams = cloud(100, size=(0.05, 0.5)), rig(3, 45, 37)
+    whole = rendering.rasterize(g, cams)
+    leaves = [t.clone().requires_grad_() for t in tensors_of(g)]
+    gradients = torch.autograd.grad(rendering.rasterize(built_of(leaves), cams).color.square().sum(), leaves)
+    monkeypatch.setattr(torch_backend, "ENTRIES_AT_ONCE", 200)
+    monkeypatch.setattr(torch_backend, "ROWS_AT_ONCE", 150)
+    monkeypatch.setattr(torch_backend, "TILES_AT_ONCE", {"cpu": 3, "other": 3})
+    monkeypatch.setattr(torch_backend, "ROUND", 5)
+    divided = rendering.rasterize(g, cams)
+    for name in ("color", "alpha", "depth", "depth_median"):
+        torch.testing.assert_close(getattr(divided, name), getattr(whole, name), atol=2e-6, rtol=1e-6)
+    again = torch.autograd.grad(rendering.rasterize(built_of(leaves), cams).color.square().sum(), leaves)
+    for first, second in zip(gradients, again, strict=True):
+        torch.testing.assert_close(second, first, atol=1e-5 * float(first.abs().max()), rtol=1e-4)
+
+
+def test_the_parts_of_a_divided_grid_are_bounded_and_cover_it():
+    g, cams = cloud(300, size=(0.05, 0.5)), rig(3, 45, 37)
+    frame = Frame(45, 37, 0, 0.2, Limits())
+    visible, rows = torch_backend.select_visible(scene_of(g, cams), frame)
+    grid = torch_backend._Grid(frame, 3)
+    whole = list(torch_backend._tile_lists(visible, rows, frame, grid))
+    assert len(whole) == 1
+    limit = 200
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_backend, "ENTRIES_AT_ONCE", limit)
+        parts = list(torch_backend._tile_lists(visible, rows, frame, grid))
+    assert len(parts) > 10
+    assert all(len(part.rows) <= limit or len(part.tiles) == 1 for part in parts)
+    tiles = torch.cat([part.tiles for part in parts])
+    assert torch.equal(tiles.sort().values, whole[0].tiles.sort().values)
+    assert sum(len(part.rows) for part in parts) == len(whole[0].rows)
+
+
+def test_the_torch_threads_are_as_before():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        g = cloud(10)
+        leaf = g.positions.clone().requires_grad_()
+        drawn = rendering.rasterize(GaussianSplats(leaf, g.scales, g.rotations, g.opacities, g.sh), rig())
+        drawn.color.sum().backward()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def double_scene(count, seed):
+    g, cams = cloud(count, seed, degree=1, size=(0.1, 0.4), opacity=(0.2, 0.9)), rig(2, 9, 7)
+    tensors = [t.double() for t in scene_of(g, cams)]
+    return [t.requires_grad_() for t in tensors], Frame(9, 7, 1, 0.2, Limits(alpha_min=0, transmittance_min=0))
+
+
+def test_gradients_of_everything_by_finite_differences():
+    """Splats and cameras; without the thresholds, whose jumps have no derivative."""
+    leaves, frame = double_scene(5, 3)
+
+    def pictures(*tensors):
+        drawn = torch_backend.composite(Scene(*tensors), frame)
+        return drawn.color, drawn.depth, drawn.alpha
+
+    assert torch.autograd.gradcheck(pictures, leaves, fast_mode=True, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_with_thresholds_by_finite_differences():
+    """Away from its jumps the thresholded picture has the derivative that is given."""
+    leaves, frame = double_scene(40, 4)
+    frame = frame._replace(limits=Limits(alpha_min=0.05, transmittance_min=0.05))
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 7, 9, 3, generator=generator).double()
+
+    def loss(tensors):
+        return (torch_backend.composite(Scene(*tensors), frame).color * weight).sum()
+
+    gradients = torch.autograd.grad(loss(leaves), leaves)
+    directions = [torch.randn(leaf.shape, generator=generator).double() for leaf in leaves]
+    step = 1e-9  # so small that no decision flips
+    with torch.no_grad():
+        ahead, behind = (loss([x + s * d for x, d in zip(leaves, directions, strict=True)]) for s in (step, -step))
+    expected = sum(float((gradient * d).sum()) for gradient, d in zip(gradients, directions, strict=True))
+    assert float(ahead - behind) / (2 * step) == pytest.approx(expected, rel=1e-4)
+
+
+def test_only_the_gradients_that_are_asked_for():
+    g, cams = cloud(20), rig()
+    sh = g.sh.clone().requires_grad_()
+    drawn = rendering.rasterize(GaussianSplats(g.positions, g.scales, g.rotations, g.opacities, sh), cams)
+    drawn.color.sum().backward()
+    assert sh.grad is not None and sh.grad.abs().sum() > 0
+    assert not drawn.depth_median.requires_grad
+    assert g.positions.grad is None
+
+
+def test_same_call_same_bits():
+    g, cams = cloud(200), rig()
+    first, second = (rendering.rasterize(g, cams) for _ in range(2))
+    assert torch.equal(first.color, second.color) and torch.equal(first.depth, second.depth)
+
+
+def test_one_splat_by_hand():
+    g, cams = one(scale=0.2, opacity=0.8, rgb=(1.0, 0.5, 0.0)), cameras.orbit(0, 0, 4.0, 90, 32, 32)
+    drawn = rendering.rasterize(g, cams, background=(0, 0, 0))
+    variance = (16 / 4 * 0.2) ** 2 + 0.3  # focal length 16 px, distance 4
+    alpha = 0.8 * math.exp(-(0.5**2 + 2.5**2) / 2 / variance)  # pixel (16, 18) lies (0.5, 2.5) from the middle
+    assert float(drawn.alpha[0, 18, 16]) == pytest.approx(alpha, abs=1e-6)
+    assert drawn.color[0, 18, 16].tolist() == pytest.approx([alpha, alpha / 2, 0], abs=1e-6)
+    assert float(drawn.depth[0, 18, 16]) == pytest.approx(4, abs=1e-5)
+    radius = math.sqrt(2 * variance * math.log(0.8 * 255))  # where alpha falls to 1/255
+    x, y = torch.meshgrid(torch.arange(32) - 15.5, torch.arange(32) - 15.5, indexing="xy")
+    assert torch.equal(drawn.alpha[0] > 0, x.square() + y.square() <= radius**2)
+
+
+def test_alpha_is_capped_and_depth_is_of_the_first_half():
+    front, back = one((0, 0, 1), 3.0, 0.4, (1.0, 0, 0)), one((0, 0, -1), 3.0, 1.0, (0, 1.0, 0))
+    cams = cameras.orbit(0, 0, 4.0, 5, 4, 4)
+    drawn = rendering.rasterize(together(back, front), cams, background=(0, 0, 0))
+    middle = (0, 2, 2)
+    near, far = 0.4, 0.6 * 0.99
+    assert float(drawn.alpha[middle]) == pytest.approx(near + far, abs=1e-3)
+    assert drawn.color[middle].tolist() == pytest.approx([near, far, 0], abs=1e-3)
+    assert float(drawn.depth[middle]) == pytest.approx((3 * near + 5 * far) / (near + far), abs=1e-3)
+    assert float(drawn.depth_median[middle]) == pytest.approx(5)
+    assert float(rendering.rasterize(front, cams).depth_median[middle]) == 0, "more than half of the light is left"
