@@ -12,9 +12,12 @@ import math
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import get_args
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from invert3d_core import cameras, rendering
 from invert3d_core.rendering.rasterize import Backend

@@ -19,8 +19,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.toy_drawing import VIEWS, draw_prompts, save_sheet, table  # noqa: E402
-from benchmarks.toy_subjects import (  # noqa: E402
+from benchmarks.toy_drawing import VIEWS, draw_prompts, save_sheet, table
+from benchmarks.toy_subjects import (
     Subject,
     distractor_assets,
     make_subject,
@@ -28,14 +28,14 @@ from benchmarks.toy_subjects import (  # noqa: E402
     scoring_cameras,
     tuning_assets,
 )
-from invert3d_core import inversion, mvdream  # noqa: E402
-from invert3d_core.cameras import Cameras  # noqa: E402
-from invert3d_core.metrics import foreground_mask, foreground_psnr, silhouette_iou  # noqa: E402
-from invert3d_core.mvdream import MVDream  # noqa: E402
-from invert3d_core.rendering import rasterize  # noqa: E402
-from invert3d_core.tokens import Token  # noqa: E402
-from invert3d_core.toy.assets import article  # noqa: E402
-from invert3d_core.toy.colors import nearest_name  # noqa: E402
+from invert3d_core import inversion, mvdream
+from invert3d_core.cameras import Cameras
+from invert3d_core.metrics import foreground_mask, foreground_psnr, silhouette_iou
+from invert3d_core.mvdream import MVDream
+from invert3d_core.rendering import rasterize
+from invert3d_core.tokens import Token
+from invert3d_core.toy.assets import article
+from invert3d_core.toy.colors import nearest_name
 
 GUIDANCE = (2.0, 3.0, 4.0, 5.0, 7.0)
 
@@ -200,7 +200,9 @@ def report(options, model, config, subjects, tokens, guidance, cams, seeds, trai
     drawn = {name: draw_prompts(m, p, cams, seeds, g) for name, (m, p, g) in plans.items()}
     mean, _ = model.encode_images(truth.flatten(0, 1).to(model.device))
     through_vae = model.decode_latents(mean).float().cpu().unflatten(0, (-1, VIEWS))[None]
-    pool = torch.cat([truth, *[rasterize(a.splats(), cams).color.clamp(0, 1)[None] for a in distractor_assets(subjects)]])
+    pool = torch.cat(
+        [truth, *[rasterize(a.splats(), cams).color.clamp(0, 1)[None] for a in distractor_assets(subjects)]]
+    )
     known = torch.tensor([s.known for s in subjects])
     groups = {"known": known, "new": ~known}
 
@@ -230,8 +232,7 @@ def report(options, model, config, subjects, tokens, guidance, cams, seeds, trai
         ["caption with the word changed", word_color, word_overlap],
     ]
     edit_rows = [
-        [name, *by_group(c.float().mean(0), 1, 100), *by_group(o.float().mean(0), 1, 100)]
-        + by_group((c & o).float().mean(0), 1, 100)
+        [name, *(cell for hit in (c, o, c & o) for cell in by_group(hit.float().mean(0), 1, 100))]
         for name, c, o in edits
     ]
     count = [int(mask.sum()) for mask in groups.values()]

@@ -11,7 +11,8 @@ from invert3d_core.cameras import Cameras, fit_radius, orbit
 from invert3d_core.mvdream import MVDream
 from invert3d_core.rendering import rasterize
 from invert3d_core.splats import GaussianSplats
-from invert3d_core.toy.assets import SH_C0, ToyAsset, draw, held_out_color
+from invert3d_core.splats.spherical_harmonics import C0
+from invert3d_core.toy.assets import ToyAsset, draw, held_out_color
 from invert3d_core.toy.colors import CHROMATIC
 from invert3d_core.toy.families import HELD_OUT, KNOWN
 from invert3d_core.toy.primitives import MAIN, cover
@@ -48,9 +49,7 @@ def main_part(asset: ToyAsset, cams: Cameras) -> Tensor:
     splats = asset.splats()
     covered = cover(torch.from_numpy(asset.rows)[None], torch.from_numpy(asset.stretch)[None], len(splats))
     is_main = (covered["part"][0] == MAIN).float()[:, None, None].expand(-1, 1, 3)
-    painted = GaussianSplats(
-        splats.positions, splats.scales, splats.rotations, splats.opacities, (is_main - 0.5) / SH_C0
-    )
+    painted = GaussianSplats(splats.positions, splats.scales, splats.rotations, splats.opacities, (is_main - 0.5) / C0)
     return rasterize(painted, cams, background=(0, 0, 0)).color[..., 0] > 0.5
 
 

@@ -17,7 +17,8 @@ class Cancelled(Exception):
 class Progress(Protocol):
     """Called as ``progress(step, total, *, metrics=None, preview=None)``.
 
-    step: steps done, 1 ≤ step ≤ total. metrics: name → number, for a log or a bar.
+    step: steps done, 0 ≤ step ≤ total; a job that prepares first (renders, encodes) calls with the step it is about to
+    start from, without metrics, so that preparation can be stopped too. metrics: name → number, for a log or a bar.
     preview: a function without arguments that makes a picture (H,W,3) float in [0,1], so that it costs
     nothing when nobody looks.
     """

@@ -13,11 +13,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from invert3d_core import splats  # noqa: E402
-from invert3d_core.toy.assets import draw, held_out_color  # noqa: E402
-from invert3d_core.toy.families import ALL  # noqa: E402
-from invert3d_core.toy.primitives import SPLATS_PER_ASSET  # noqa: E402
-from invert3d_core.toy.samples import FOLDER, TABLE  # noqa: E402
+from invert3d_core import splats
+from invert3d_core.toy.assets import draw, held_out_color
+from invert3d_core.toy.families import ALL
+from invert3d_core.toy.primitives import SPLATS_PER_ASSET
+from invert3d_core.toy.samples import FOLDER, TABLE
 
 # Name, family, seed as in the benchmarks, splats. The first is the demo's and has as many as the assets of the
 # training; the others fewer, so that all of them stay below the limit.

@@ -1,13 +1,15 @@
 """Train the built-in toy model: a resumable script that can work in slices.
 
-    python tools/train_toy.py draw  --folder RUN --assets 220000 --processes 30
+    python tools/train_toy.py warm --folder RUN &
+    python tools/train_toy.py draw --folder RUN --assets 220000 --processes 30
     torchrun --standalone --nproc_per_node 2 tools/train_toy.py train --folder RUN --stop-after 540
     python tools/train_toy.py classifier --folder RUN
 
-``draw`` makes the training pool with CPU processes, one file for each GPU. ``train`` goes on where the folder's last
-slice stopped (pictures and VAE, latents, U-Net), stops in time and writes its result to ``RUN/export``. ``classifier``
-trains the reader that ``benchmarks/toy_text.py`` scores with. With a CUDA GPU and gsplat it is a matter of half an hour;
-on a CPU the same commands run with small numbers, as a trial.
+``draw`` makes the training pool with CPU processes, one file for each GPU; ``warm`` compiles meanwhile. ``train`` goes
+on where the folder's last slice stopped (pictures and VAE, latents, U-Net), stops in time and writes its result to
+``RUN/export``. ``classifier`` trains the reader that ``benchmarks/toy_text.py`` scores with. ``tools/train_toy.sh`` runs
+all of it, a slice a call. With CUDA GPUs and gsplat it is a matter of half an hour; on a CPU the same commands run with
+small numbers, as a trial.
 """
 
 import argparse
@@ -22,14 +24,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from invert3d_core.toy.assets import draw, held_out_color  # noqa: E402
-from invert3d_core.toy.colors import NAMES  # noqa: E402
-from invert3d_core.toy.families import HELD_OUT, KNOWN  # noqa: E402
-from tools.toy_training.classifier import Classifier, classifier_loss  # noqa: E402
-from tools.toy_training.export import export  # noqa: E402
-from tools.toy_training.pool import PRIMITIVES, Pool, draw_pool, render_pool  # noqa: E402
-from tools.toy_training.preview import draw_views, foreground_psnr, text_ids, token_ids  # noqa: E402
-from tools.toy_training.training import (  # noqa: E402
+from invert3d_core.toy.assets import draw, held_out_color
+from invert3d_core.toy.colors import NAMES
+from invert3d_core.toy.families import HELD_OUT, KNOWN
+from tools.toy_training.classifier import Classifier, classifier_loss
+from tools.toy_training.export import export
+from tools.toy_training.networks import LATENT_CHANNELS
+from tools.toy_training.pool import IMAGE_SIZE, PRIMITIVES, VIEWS, Pool, draw_pool, render_pool
+from tools.toy_training.preview import draw_views, foreground_psnr, text_ids, token_ids
+from tools.toy_training.training import (
     Diffusion,
     Gradients,
     Run,
@@ -45,7 +48,7 @@ log = logging.getLogger("toy_training")
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("draw", "train", "classifier"))
+    parser.add_argument("task", choices=("draw", "warm", "train", "classifier"))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--assets", type=int, default=220_000, help="training assets for each GPU")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -68,6 +71,21 @@ def draw_pools(options: argparse.Namespace) -> None:
     for rank in range(options.gpus):
         pool = draw_pool(options.assets, seed=100 + rank, processes=options.processes)
         torch.save(vars(pool), pool_path(options.folder, rank))
+
+
+def warm(options: argparse.Namespace) -> None:
+    """Compile the networks on noise, so that the processes of ``train`` find the compiler's cache filled."""
+    run = begin(options)
+    run.folder = options.folder / "warm"
+    run.folder.mkdir(parents=True, exist_ok=True)
+    pool = draw_pool(options.batch, seed=1).map(lambda tensor: tensor.to(run.device))
+    shape = (len(pool), VIEWS)
+    images = torch.randint(0, 255, (*shape, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, device=run.device)
+    train_vae(run, images, 1e-9, time.monotonic())
+    latents = torch.randn(*shape, LATENT_CHANNELS, 16, 16, device=run.device).to(torch.bfloat16)
+    alphas = torch.zeros(*shape, 16, 16, dtype=torch.uint8, device=run.device)
+    spheres = torch.tensor([0.0, 0.0, 0.0, 1.0], device=run.device).expand(len(pool), 4)
+    train_unet(run, pool, latents, alphas, spheres, 1e-9, time.monotonic(), options.batch)
 
 
 def trial_assets() -> tuple[Pool, list[str]]:
@@ -231,4 +249,4 @@ def make_finished_vae(run: Run) -> torch.nn.Module:
 
 if __name__ == "__main__":
     chosen = arguments()
-    {"draw": draw_pools, "train": train, "classifier": train_classifier}[chosen.task](chosen)
+    {"draw": draw_pools, "warm": warm, "train": train, "classifier": train_classifier}[chosen.task](chosen)

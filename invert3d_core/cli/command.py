@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import FlagCreatePairsOff, arg
 
 from ..errors import Invert3DError
 
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
 QUIET_INTERVAL_S = 10.0  # between two states of a bar that is written to a file
 
 
+# Options whose help says in words what is done without them. A switch has no opposite to type.
+Switch = FlagCreatePairsOff[bool]
+OptionalInt = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalFloats = Annotated[tuple[float, ...], arg(metavar="FLOAT...", help_behavior_hint="")]
+OptionalText = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+
+
 class InputError(Invert3DError):
     """What was asked for on the command line cannot be done."""
 
@@ -31,7 +42,7 @@ class InputError(Invert3DError):
 class Command:
     """Base of the commands."""
 
-    json: bool = False
+    json: Switch = False
     """Print one JSON report on stdout, and nothing else there."""
 
     def run(self) -> None:
@@ -57,6 +68,7 @@ class Bar:
     """
 
     def __init__(self, what: str, between: Callable[[], None] = lambda: None) -> None:
+        self.first: int | None = None  # the step it was told first, for a resumed job that of its checkpoint
         self.step = 0
         self.total = 0
         self._what = what
@@ -72,6 +84,7 @@ class Bar:
         metrics: Mapping[str, float] | None = None,
         preview: "Callable[[], Tensor] | None" = None,
     ) -> None:
+        self.first = step if self.first is None else self.first
         self.step, self.total = step, total
         self._between()
         if self._bar is None:
@@ -142,9 +155,11 @@ def load_model(name: str, device: str | None, dtype: str) -> "MVDream":
 
     from .. import mvdream
 
-    return mvdream.load(name, device=chosen_device(device), dtype={
-        "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
-    }[dtype])
+    return mvdream.load(
+        name,
+        device=chosen_device(device),
+        dtype={"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype],
+    )
 
 
 def chosen_device(name: str | None) -> "torch.device | None":

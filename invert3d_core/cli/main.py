@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         names = " ".join(missing)
-        return _refuse(f"the command line needs the package {names}, which is not installed: pip install {names}", FAILED)
+        return _refuse(f"the command line needs packages that are not installed: pip install {names}", FAILED)
     try:
         command = _parse(sys.argv[1:] if arguments is None else list(arguments))
         if isinstance(command, int):
@@ -76,7 +76,6 @@ def _parse(arguments: list[str]) -> "Command | int":
                 prog="invert3d",
                 description=DESCRIPTION,
                 args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as end:
         if not end.code:

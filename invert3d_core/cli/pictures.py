@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-MARGIN = 12
+MARGIN, LABEL_WIDTH = 12, 250
 TITLE_SIZE, TEXT_SIZE = 17, 14
 INK, FAINT, PAPER = (24, 24, 24), (104, 104, 104), (255, 255, 255)
 
@@ -46,28 +46,30 @@ def save_sheet(path: Path, rows: Sequence[SheetRow], headings: Sequence[str] = (
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    title_font, text_font = (ImageFont.load_default(size) for size in (TITLE_SIZE, TEXT_SIZE))
+    title_font, text_font = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(TEXT_SIZE)
     columns = max(len(row.pictures) for row in rows)
     heights = [round(cell * row.pictures.shape[1] / row.pictures.shape[2]) for row in rows]
-    label = 250
     top = MARGIN + (TEXT_SIZE + MARGIN if headings else 0)
-    size = (MARGIN * 2 + label + columns * cell, top + sum(heights) + MARGIN * len(rows))
-    sheet = Image.new("RGB", size, PAPER)
+    whole = (MARGIN * 2 + LABEL_WIDTH + columns * cell, top + sum(heights) + MARGIN * len(rows))
+    sheet = Image.new("RGB", whole, PAPER)
     draw = ImageDraw.Draw(sheet)
     for column, heading in enumerate(headings):
-        x = MARGIN + label + (column + 0.5) * cell
+        x = MARGIN + LABEL_WIDTH + (column + 0.5) * cell
         draw.text((x, MARGIN), heading, FAINT, text_font, anchor="ma")
     y = top
     for row, height in zip(rows, heights, strict=True):
         text_y = y + MARGIN
-        for text, font, ink in ((row.title, title_font, INK), (row.detail, text_font, FAINT)):
-            for line in _wrapped(text, font, label - MARGIN):
+        for text, font, size, ink in (
+            (row.title, title_font, TITLE_SIZE, INK),
+            (row.detail, text_font, TEXT_SIZE, FAINT),
+        ):
+            for line in _wrapped(text, font, LABEL_WIDTH - MARGIN):
                 draw.text((MARGIN, text_y), line, ink, font)
-                text_y += round(font.size * 1.3)
+                text_y += round(size * 1.3)
             text_y += MARGIN // 2
         for column, picture in enumerate(row.pictures):
             tile = to_pil(picture).resize((cell, height), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (MARGIN + label + column * cell, y))
+            sheet.paste(tile, (MARGIN + LABEL_WIDTH + column * cell, y))
         y += height + MARGIN
     sheet.save(path)
 

@@ -9,7 +9,18 @@ from tyro.conf import Positional
 
 from . import assets, pictures
 from .assets import Axis
-from .command import Bar, Command, InputError, chosen_device, writable_folder
+from .command import (
+    Bar,
+    Command,
+    InputError,
+    OptionalFloat,
+    OptionalFloats,
+    OptionalInt,
+    OptionalText,
+    Switch,
+    chosen_device,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +43,7 @@ class Render(Command):
     """Folder for view_000.png and so on, and contact_sheet.png; files of these names in it are replaced."""
     views: int = 8
     """Views on each ring, evenly spaced from azimuth 0."""
-    azimuths: tuple[float, ...] = ()
+    azimuths: OptionalFloats = ()
     """Azimuths in degrees instead: 0 looks at the front, 90 at the side of +x."""
     elevations: tuple[float, ...] = (15.0,)
     """A ring for each elevation in degrees; positive looks from above."""
@@ -40,7 +51,7 @@ class Render(Command):
     """Width and height of a view in pixels."""
     fov: float = 40.0
     """Vertical field of view in degrees."""
-    radius: float | None = None
+    radius: OptionalFloat = None
     """Distance of the cameras from the middle of the object in scene units; by default the object fills the view."""
     up: Axis = "auto"
     """Axis of the file that points up; auto is what the file states, else -y."""
@@ -48,13 +59,13 @@ class Render(Command):
     """Axis of the file that the front faces; auto is what the file states, else -z."""
     background: str = "white"
     """Color behind the object: a name or #rrggbb."""
-    alpha: bool = False
+    alpha: Switch = False
     """Write transparent pictures instead of a background."""
-    sh_degree: int | None = None
+    sh_degree: OptionalInt = None
     """Highest degree of view-dependent color to draw; by default all there is."""
     backend: Literal["auto", "torch", "gsplat"] = "auto"
     """The rasterizer; auto takes gsplat where it works."""
-    device: str | None = None
+    device: OptionalText = None
     """Where to draw, such as cpu or cuda; by default CUDA where it works."""
 
     def run(self) -> None:
@@ -66,9 +77,9 @@ class Render(Command):
         device = chosen or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         asset = assets.load(self.file)
         angles = [(azimuth, elevation) for elevation in self.elevations for azimuth in self._ring()]
-        cams, stands = self._cameras(asset.splat, angles)
+        cams, stands, distance = self._cameras(asset.splat, angles)
         folder = writable_folder(self.out)
-        drawn = self._draw(asset.splat.to(device), cams, color)
+        drawn = self._draw(asset.splat.to(device), cams, max(1e-4, min(NEAR, NEAR_SHARE * distance)), color)
         files = pictures.save_views(folder, drawn)
         sheet = folder / "contact_sheet.png"
         self._save_sheet(sheet, drawn, angles, color)
@@ -88,7 +99,7 @@ class Render(Command):
                 "contact_sheet": str(sheet),
                 "seconds": round(time.monotonic() - began, 3),
             },
-            f"{len(files)} views of {asset.path.name} ({len(asset.splat):,} splats) in {folder}, all of them in {sheet}",
+            f"{len(files)} views of {asset.path.name} ({len(asset.splat):,} splats) in {folder}, all in {sheet}",
         )
 
     def _ring(self) -> list[float]:
@@ -100,33 +111,33 @@ class Render(Command):
 
     def _cameras(
         self, splat: "GaussianSplats", angles: list[tuple[float, float]]
-    ) -> "tuple[Cameras, tuple[str, str]]":
-        """The cameras in the splat's frame, and which of its axes are up and front."""
+    ) -> "tuple[Cameras, tuple[str, str], float]":
+        """The cameras in the splat's frame, which of its axes are up and front, and the cameras' distance."""
         from ..cameras import fit_radius, fit_sphere, orbit
 
         if not angles:
             raise InputError("There are no elevations, so no views. Leave --elevations out, or give at least one.")
         sphere = fit_sphere(splat)
         radius = fit_radius(sphere.radius, self.fov, self.size, self.size) if self.radius is None else self.radius
-        cams = orbit(*map(list, zip(*angles, strict=True)), radius, self.fov, self.size, self.size)
+        azimuths, elevations = map(list, zip(*angles, strict=True))
+        cams = orbit(azimuths, elevations, radius, self.fov, self.size, self.size)
         stands = assets.orientation(splat, self.up, self.front)
-        return stands.into_splat_frame(cams, sphere.center), (stands.up, stands.front)
+        return stands.into_splat_frame(cams, sphere.center), (stands.up, stands.front), radius
 
-    def _draw(self, splat: "GaussianSplats", cams: "Cameras", color: "Tensor") -> "Tensor":  # (C,H,W,3|4)
+    def _draw(self, splat: "GaussianSplats", cams: "Cameras", near: float, color: "Tensor") -> "Tensor":  # (C,H,W,3|4)
         import torch
 
         from ..rendering import rasterize
 
-        distance = float((cams.centers - cams.centers.mean(0)).norm(dim=1).max()) if self.radius is None else self.radius
-        near = max(1e-4, min(NEAR, NEAR_SHARE * distance))
         drawn: list[torch.Tensor] = []
         with Bar("rendering") as bar, torch.no_grad():
-            for view in cams:
+            for camera in cams:
                 behind = torch.zeros(3) if self.alpha else color
-                view = rasterize(splat, view, behind, self.sh_degree, near, self.backend)
+                view = rasterize(splat, camera, behind, self.sh_degree, near, self.backend)
                 picture = view.color[0]
                 if self.alpha:
                     opacity = view.alpha[0, ..., None]  # (H,W,1)
+                    # PNG keeps colors apart from opacity; what was drawn over black is their product.
                     picture = torch.cat([picture / opacity.clamp_min(1e-6), opacity], -1)
                 drawn.append(picture.clamp(0, 1).cpu())
                 bar(len(drawn), len(cams))
@@ -140,9 +151,7 @@ class Render(Command):
             for first in range(start, start + ring, SHEET_COLUMNS):
                 part = slice(first, min(first + SHEET_COLUMNS, start + ring))
                 turned = ", ".join(f"{azimuth:g}" for azimuth, _ in angles[part])
-                rows.append(
-                    pictures.SheetRow(f"elevation {angles[first][1]:g}°", f"azimuths {turned}°", shown[part])
-                )
+                rows.append(pictures.SheetRow(f"elevation {angles[first][1]:g}°", f"azimuths {turned}°", shown[part]))
         pictures.save_sheet(path, rows)
 
 

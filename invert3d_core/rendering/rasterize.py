@@ -1,7 +1,7 @@
 """Pictures of Gaussian splats: the one public call, and what it returns."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -28,7 +28,9 @@ class Rendering:
     of the light is left, and 0 where more is left; without gradients.
     """
 
-    def __init__(self, color: Tensor, alpha: Tensor, depth: Tensor, depth_median: Callable[[], Tensor]) -> None:
+    def __init__(
+        self, color: Tensor, alpha: Tensor, depth: Tensor, depth_median: Tensor | Callable[[], Tensor]
+    ) -> None:
         self.color = color
         self.alpha = alpha
         self.depth = depth
@@ -37,8 +39,8 @@ class Rendering:
     @cached_property
     def depth_median(self) -> Tensor:
         """Median depth (C,H,W). The gsplat backend has none, so there it is drawn by the torch one at the first use."""
-        median = self._depth_median()
-        del self._depth_median
+        median = self._depth_median if isinstance(self._depth_median, Tensor) else self._depth_median()
+        del self._depth_median  # and with it the scene that it may hold
         return median
 
 
@@ -78,18 +80,12 @@ def rasterize(
 
     if _choose(backend, g.positions) == "gsplat" and len(g.positions) and len(cams):
         color, alpha, depth = gsplat_backend.draw(scene, frame)
-
-        def median() -> Tensor:
-            with torch.no_grad():
-                return torch_backend.composite(scene, frame).depth_median
+        median = partial(_median_by_torch, scene, frame)
     else:
         drawn = torch_backend.composite(scene, frame)
         color, alpha = drawn.color, drawn.alpha
         depth = torch.where(alpha > 0, drawn.depth / torch.where(alpha > 0, alpha, 1), 0)
-
-        def median() -> Tensor:
-            return drawn.depth_median
-
+        median = drawn.depth_median
     return Rendering(color + (1 - alpha)[..., None] * behind, alpha, depth, median)
 
 
@@ -99,6 +95,11 @@ def scene_of(g: "GaussianSplats", cams: Cameras) -> Scene:
     viewmats, intrinsics = to_viewmats(precise).to(g.positions), to_intrinsics(precise).to(g.positions)
     centers = precise.centers.to(g.positions)
     return Scene(g.positions, g.scales, g.rotations, g.opacities, g.sh, viewmats, intrinsics[:, 1, 1], centers)
+
+
+@torch.no_grad()
+def _median_by_torch(scene: Scene, frame: Frame) -> Tensor:
+    return torch_backend.composite(scene, frame).depth_median
 
 
 def _choose(backend: str, positions: Tensor) -> str:

@@ -120,12 +120,18 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:  # (…,M,N), (…,N,P) -> (…,M,P)
-    """a @ b in full precision for a small M, N or P: a host may have set a GPU's matrix products to 3 digits (TF32)."""
-    if a.device.type == "cpu":
-        return a @ b
-    if a.shape[-1] <= 8:
-        return torch.stack([a[..., i, None] * b[..., i, None, :] for i in range(a.shape[-1])]).sum(0)
-    if a.shape[-2] <= 8:
+    """a @ b in full precision: a host may have set a GPU's matrix products to the three digits of TF32."""
+    return a @ b if a.device.type == "cpu" else _product_by_elements(a, b)
+
+
+def _product_by_elements(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b without a matrix product, where M, N or P is a handful."""
+    if a.shape[-1] <= CHANNELS:
+        result = a[..., 0, None] * b[..., 0, None, :]
+        for i in range(1, a.shape[-1]):
+            result.addcmul_(a[..., i, None], b[..., i, None, :])
+        return result
+    if a.shape[-2] <= CHANNELS:
         return torch.stack([(row[..., None] * b).sum(-2) for row in a.unbind(-2)], -2)
     return torch.stack([(a * column[..., None, :]).sum(-1) for column in b.unbind(-1)], -1)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..splats import GaussianSplats
+from ..splats.spherical_harmonics import C0
 from .colors import NAMES, draw_shade
 from .families import ALL, KNOWN, Family
 from .families.builder import Builder
@@ -24,7 +25,6 @@ from .primitives import (
     quaternions_facing,
 )
 
-SH_C0 = 0.28209479177387814
 COMMENT = 'Invert3D toy asset, up="+y", front="+z"'
 SUFFIX = ", 3d asset"
 STRETCH_UP, STRETCH_SIDE = 0.18, 0.09  # standard deviations of the logarithms
@@ -55,7 +55,7 @@ class ToyAsset:
             scales=covered["scales"][0] / radius,
             rotations=quaternions_facing(covered["normals"][0]),
             opacities=torch.full((count, 1), OPACITY),
-            sh=((rgb - 0.5) / SH_C0)[:, None],
+            sh=((rgb - 0.5) / C0)[:, None],
             comment=COMMENT,
         )
 

@@ -20,7 +20,7 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "pink": (0.95, 0.56, 0.76),
     "brown": (0.45, 0.27, 0.13),
     "white": (0.88, 0.88, 0.88),
-    "gray": (0.50, 0.50, 0.50),
+    "gray": (0.40, 0.40, 0.40),
     "black": (0.08, 0.08, 0.08),
 }
 NAMES = tuple(COLORS)

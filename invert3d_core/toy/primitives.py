@@ -183,6 +183,8 @@ def bounding_sphere(positions: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]: 
     center = (positions.amin(1) + positions.amax(1)) / 2
     for i in range(1, 65):
         farthest = (positions - center[:, None]).square().sum(-1).argmax(1)
-        center = center + (positions[torch.arange(len(positions), device=positions.device), farthest] - center) / (i + 1)
+        center = center + (positions[torch.arange(len(positions), device=positions.device), farthest] - center) / (
+            i + 1
+        )
     distances = (positions - center[:, None]).norm(dim=-1) + reach
     return center, distances.kthvalue(math.ceil(RADIUS_SHARE * distances.shape[1]), dim=1).values

@@ -141,6 +141,14 @@ def test_works_in_inference_mode(gsplat_cap):
     assert torch.equal(inside.color, rendering.rasterize(g.to("cuda"), cams).color)
 
 
+def test_nothing_in_sight(gsplat_cap):
+    g = cloud(50)
+    away = built_of([g.positions + torch.tensor([0.0, 100.0, 0.0]), *tensors_of(g)[1:]]).to("cuda")
+    drawn = rendering.rasterize(away, rig(2, 8, 8), background=(0.1, 0.2, 0.3), backend="gsplat")
+    assert float(drawn.alpha.max()) == float(drawn.depth.max()) == float(drawn.depth_median.max()) == 0
+    torch.testing.assert_close(drawn.color.cpu(), torch.tensor([0.1, 0.2, 0.3]).expand(2, 8, 8, 3))
+
+
 def test_no_splats_on_the_gpu():
     drawn = rendering.rasterize(cloud(0).to("cuda"), rig(2, 8, 8))
     assert drawn.color.device.type == "cuda" and float(drawn.color.min()) == 1

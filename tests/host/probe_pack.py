@@ -2,7 +2,10 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import comfy.sd
+import comfy.sd1_clip
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, Types, io
@@ -32,7 +35,7 @@ class ProbeModules(io.ComfyNode):
 
 
 class ProbeTensors(io.ComfyNode):
-    """Saves a tensor, or the tensor attributes of an object or a dict, to output/<name>.safetensors."""
+    """Saves a tensor, or the tensors of an object, a dict or a conditioning, to output/<name>.safetensors."""
 
     @classmethod
     def define_schema(cls):
@@ -45,6 +48,8 @@ class ProbeTensors(io.ComfyNode):
 
     @classmethod
     def execute(cls, value, name):
+        if isinstance(value, list):  # a conditioning: [[tensor, options]]
+            value = value[0][0]
         fields = {"tensor": value} if hasattr(value, "shape") else value if isinstance(value, dict) else vars(value)
         tensors = {
             key: item.detach().cpu().contiguous().clone() for key, item in fields.items() if hasattr(item, "shape")
@@ -81,9 +86,36 @@ class ProbeBatch(io.ComfyNode):
         return io.NodeOutput(Types.SPLAT(**fields, counts=counts))
 
 
+class ProbeClip(io.ComfyNode):
+    """A CLIP of the host with its true tokenizer, one small layer and random weights; and its table's row of a word."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Invert3DProbeClip",
+            category="tests",
+            inputs=[io.String.Input("word")],
+            outputs=[io.Clip.Output(), io.AnyType.Output("row")],
+        )
+
+    @classmethod
+    def execute(cls, word):
+        clip = comfy.sd.CLIP(
+            SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer),
+            embedding_directory=folder_paths.get_folder_paths("embeddings"),
+            model_options={"clip_l_model_config": {"num_hidden_layers": 1, "intermediate_size": 64}},
+        )
+        generator = torch.Generator().manual_seed(3)
+        for parameter in clip.cond_stage_model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator).mul(0.05)
+        (ids,) = clip.tokenize(word)["l"]
+        table = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
+        return io.NodeOutput(clip, table[ids[1][0]].reshape(1, -1))
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self):
-        return [ProbeModules, ProbeTensors, ProbeBatch]
+        return [ProbeModules, ProbeTensors, ProbeBatch, ProbeClip]
 
 
 async def comfy_entrypoint():

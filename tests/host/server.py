@@ -74,6 +74,12 @@ class Server:
             self.process.kill()
             self.process.wait(timeout=10)
 
+    def kill(self) -> None:
+        """End the process at once, as a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(timeout=10)
+
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8", errors="replace")
 
@@ -87,7 +93,9 @@ class Server:
         custom_nodes = self.base / "custom_nodes"
         for folder in (custom_nodes, self.base / "input", self.base / "output", self.base / "models" / "embeddings"):
             folder.mkdir(parents=True, exist_ok=True)
-        (custom_nodes / self.pack_folder).symlink_to(PACK, target_is_directory=True)
+        link = custom_nodes / self.pack_folder
+        if not link.is_symlink():  # there when a server is started again in its base folder
+            link.symlink_to(PACK, target_is_directory=True)
         shutil.copyfile(Path(__file__).with_name("probe_pack.py"), custom_nodes / "invert3d_probe.py")
         # Without these the page opens with its own dialogs before the graph.
         settings = self.base / "user" / "default" / "comfy.settings.json"

@@ -12,7 +12,8 @@ from invert3d_core.cameras import Cameras, fit_radius, orbit
 from invert3d_core.cameras.conversions import to_intrinsics, to_mvdream, to_viewmats
 from invert3d_core.rendering import rasterize
 from invert3d_core.splats import GaussianSplats
-from invert3d_core.toy.assets import SH_C0, colored, draw_colors, draw_shade, draw_shape, held_out_color
+from invert3d_core.splats.spherical_harmonics import C0
+from invert3d_core.toy.assets import colored, draw_colors, draw_shade, draw_shape, held_out_color
 from invert3d_core.toy.colors import NAMES
 from invert3d_core.toy.families import KNOWN
 from invert3d_core.toy.families.builder import rotation_about
@@ -245,7 +246,7 @@ def _render_on_cpu(splats: dict[str, Tensor], cams: Cameras) -> tuple[Tensor, Te
             scales=splats["scales"][index],
             rotations=splats["quats"][index],
             opacities=splats["opacities"][index, :, None],
-            sh=((splats["colors"][index] - 0.5) / SH_C0)[:, None],
+            sh=((splats["colors"][index] - 0.5) / C0)[:, None],
         )
         drawn = rasterize(one, cams[index * VIEWS : (index + 1) * VIEWS])
         pictures.append((drawn.color, drawn.alpha))

@@ -121,10 +121,14 @@ class Gradients:
             for _ in range(3):
                 self._fill(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.metrics = self._fill(*self.inputs)
-        log.info("compiled and captured in %.0f s", time.monotonic() - began)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.metrics = self._fill(*self.inputs)
+            self.graph = graph
+        except RuntimeError as error:
+            log.warning("the step could not be captured, launches will cost time: %s", error)
+        log.info("compiled%s in %.0f s", " and captured" if self.graph else "", time.monotonic() - began)
 
     def _fill(self, *inputs: Tensor) -> dict[str, Tensor]:
         torch._foreach_zero_([p.grad for p in self.parameters])
@@ -189,8 +193,8 @@ class Trainer:
                 sums[key] = sums.get(key, 0) + value
             if self.step % 20 == 0:
                 now = self.run.agree(time.monotonic())
-                self.spent = spent_before + now - began
-                stop = self.done or now >= stop_at
+                self.spent = self.run.agree(spent_before + now - began)
+                stop = bool(self.run.agree(float(self.done or now >= stop_at)))
             if self.step % report_every == 0 and self.run.rank == 0:
                 text = "  ".join(f"{key} {float(value) / report_every:.4f}" for key, value in sums.items())
                 log.info("%s %6d  %5.0f s  %s", self.name, self.step, self.spent, text)
@@ -380,4 +384,3 @@ def train_unet(
     return trainer
 
 
-__all__ = ["Diffusion", "Run", "Trainer", "VIEWS", "encode_pool", "train_unet", "train_vae"]

@@ -117,10 +117,10 @@ def horse(b: Builder) -> None:
 
 
 def snail(b: Builder) -> None:
-    r, length = b.u(0.5, 0.75), b.u(0.9, 1.2)
-    b.ball(MAIN, (0, 0.2 + r, -0.1), (r * b.u(0.5, 0.75), r, r))
-    b.ring(THIRD, (0, 0.2 + r, -0.1), r * 0.65, r * 0.24, rotation_about("z", 90))
-    b.ball(SECOND, (0, 0.16, 0.1), (0.26, 0.18, length))
+    r, length = b.u(0.6, 0.85), b.u(0.85, 1.1)
+    b.ball(MAIN, (0, 0.2 + r, -0.1), (r * b.u(0.6, 0.85), r, r))
+    b.ring(THIRD, (0, 0.2 + r, -0.1), r * 0.62, r * 0.14, rotation_about("z", 90))
+    b.ball(SECOND, (0, 0.15, 0.1), (0.22, 0.16, length))
     b.tube(SECOND, (0, 0.15, length * 0.8), (0, b.u(0.5, 0.8), length + 0.05), 0.2, 0.17)
     for side in (-1, 1):
         tip = (side * 0.2, b.u(0.9, 1.1), length + 0.15)

@@ -49,14 +49,14 @@ def lamp(b: Builder) -> None:
 
 def bed(b: Builder) -> None:
     w, d, h = b.u(1.1, 1.7), b.u(1.8, 2.4), b.u(0.25, 0.5)
-    b.box(SECOND, (0, h / 2, 0), (w, h * 0.6, d))
-    b.box(MAIN, (0, h + 0.12, d * 0.06), (w * 0.98, b.u(0.25, 0.4), d * 0.9))
-    b.box(SECOND, (0, h * 0.5 + 0.4, -d / 2), (w, b.u(0.8, 1.3), 0.14))
+    b.box(SECOND, (0, h / 2, 0), (w, h * 0.5, d))
+    b.box(MAIN, (0, h + 0.16, d * 0.06), (w * 1.02, b.u(0.3, 0.45), d * 0.9))
+    b.box(MAIN, (0, h * 0.5 + 0.4, -d / 2), (w, b.u(0.8, 1.3), 0.14))
     if b.maybe():
         b.box(SECOND, (0, h * 0.5 + 0.1, d / 2), (w, b.u(0.4, 0.7), 0.12))
     pillows = b.pick((0.0,), (-0.25, 0.25))
     for x in pillows:
-        b.box(THIRD, (x * w, h + 0.38, -d * 0.33), (w * (0.7 if len(pillows) == 1 else 0.4), 0.2, d * 0.18))
+        b.box(THIRD, (x * w, h + 0.42, -d * 0.33), (w * (0.7 if len(pillows) == 1 else 0.4), 0.2, d * 0.18))
 
 
 def shelf(b: Builder) -> None:

@@ -32,8 +32,8 @@ def teapot(b: Builder) -> None:
 
 
 def hat(b: Builder) -> None:
-    r, h = b.u(0.5, 0.7), b.u(0.6, 1.2)
-    brim = r * b.u(1.4, 2.0)
+    r, h = b.u(0.5, 0.7), b.u(0.8, 1.4)
+    brim = r * b.u(1.25, 1.6)
     b.tube(SECOND, (0, 0, 0), (0, 0.1, 0), brim)
     b.tube(MAIN, (0, 0.1, 0), (0, h, 0), r, r * b.u(0.6, 1.05))
     b.tube(THIRD, (0, 0.1, 0), (0, 0.1 + b.u(0.15, 0.32), 0), r * 1.06)

@@ -67,7 +67,7 @@ def train(b: Builder) -> None:
     b.tube(MAIN, (0, base + barrel, -length * 0.1), (0, base + barrel, length / 2), barrel)
     b.box(MAIN, (0, base + 0.55, -length * 0.32), (w, b.u(1.0, 1.3), length * 0.34))
     b.box(FIXED, (0, base + 0.75, -length * 0.32), (w * 1.09, 0.3, length * 0.2), color=GLASS)
-    b.box(SECOND, (0, base - 0.06, 0), (w * 1.05, 0.16, length))
+    b.box(MAIN, (0, base - 0.06, 0), (w * 1.05, 0.16, length))
     b.wheels(SECOND, (-w / 2, w / 2), (-length * 0.35, 0, length * 0.33), r, 0.12)
     b.tube(
         THIRD,

@@ -95,6 +95,30 @@ def test_the_torch_threads_are_as_before():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("m", "n", "p"), [(32, 3, 64), (5, 32, 64), (32, 64, 3), (3, 64, 3), (32, 5, 64), (2, 2, 2)])
+def test_products_as_a_gpu_forms_them(m, n, p):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(7, m, n, generator=generator), torch.randn(7, n, p, generator=generator)
+    torch.testing.assert_close(torch_backend._product_by_elements(a, b), a @ b)
+    torch.testing.assert_close(torch_backend._product_by_elements(a, b[0]), a @ b[0])
+
+
+def test_the_way_of_a_gpu_draws_the_same(monkeypatch):
+    g, cams = SCENES["small splats"]
+
+    def picture_and_gradients():
+        leaves = [t.clone().requires_grad_() for t in tensors_of(g)]
+        drawn = rendering.rasterize(built_of(leaves), cams)
+        return drawn.color, torch.autograd.grad(drawn.color.square().sum() + drawn.depth.sum(), leaves)
+
+    expected, gradients = picture_and_gradients()
+    monkeypatch.setattr(torch_backend, "_product", torch_backend._product_by_elements)
+    found, others = picture_and_gradients()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for other, gradient in zip(others, gradients, strict=True):
+        torch.testing.assert_close(other, gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-4)
+
+
 def double_scene(count, seed):
     g, cams = cloud(count, seed, degree=1, size=(0.1, 0.4), opacity=(0.2, 0.9)), rig(2, 9, 7)
     tensors = [t.double() for t in scene_of(g, cams)]
