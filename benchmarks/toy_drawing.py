@@ -7,42 +7,21 @@ import torch
 from torch import Tensor
 
 from invert3d_core.cameras import Cameras
-from invert3d_core.mvdream import MVDream
-from invert3d_core.mvdream.sampling import sample_latents
+from invert3d_core.mvdream import MVDream, drawing
+from invert3d_core.toy.scoring import SAMPLING_STEPS
 
 VIEWS = 4
-STEPS = 25
+STEPS = SAMPLING_STEPS
 
 
-@torch.no_grad()
 def draw_prompts(
     model: MVDream, prompts: Sequence[str], cams: Cameras, seeds: Sequence[int], guidance_scale: float, batch: int = 16
 ) -> Tensor:
-    """Four views of each prompt from each seed's noise, (S,P,4,H,W,3) on the CPU; one noise serves all prompts."""
-    vectors = model.camera_vectors(cams)
-    text = model.encode_prompt(list(prompts))  # (P,L,D)
-    empty = model.encode_prompt([""])
-    rows = []
-    for seed in seeds:
-        noise = torch.randn((VIEWS, *model.latent_shape), generator=torch.Generator().manual_seed(seed))
-        parts = []
-        for start in range(0, len(prompts), batch):
-            chosen = text[start : start + batch]
-            count = len(chosen)
-            with torch.autocast("cuda", torch.bfloat16, enabled=model.device.type == "cuda"):
-                latents = sample_latents(
-                    model,
-                    noise.repeat(count, 1, 1, 1).to(model.device),
-                    chosen.repeat_interleave(VIEWS, 0),
-                    empty,
-                    vectors.repeat(count, 1),
-                    VIEWS,
-                    STEPS,
-                    guidance_scale,
-                )
-            parts.append(model.decode_latents(latents.float()).float().cpu().unflatten(0, (count, VIEWS)))
-        rows.append(torch.cat(parts))
-    return torch.stack(rows)
+    """Views of each prompt from each seed's noise, (S,P,4,H,W,3) on the CPU; the U-Net in bfloat16 on a GPU."""
+    autocast = torch.bfloat16 if model.device.type == "cuda" else None
+    return drawing.draw_prompts(
+        model, prompts, cams, seeds, guidance_scale, steps=STEPS, batch=batch, autocast=autocast
+    )
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

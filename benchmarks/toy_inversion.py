@@ -25,7 +25,6 @@ from benchmarks.toy_subjects import (
     distractor_assets,
     make_subject,
     scored_assets,
-    scoring_cameras,
     tuning_assets,
 )
 from invert3d_core import inversion, mvdream
@@ -36,6 +35,7 @@ from invert3d_core.rendering import rasterize
 from invert3d_core.tokens import Token
 from invert3d_core.toy.assets import article
 from invert3d_core.toy.colors import nearest_name
+from invert3d_core.toy.scoring import scores, scoring_cameras
 
 GUIDANCE = (2.0, 3.0, 4.0, 5.0, 7.0)
 
@@ -92,13 +92,6 @@ def truths(subjects: list[Subject]) -> Tensor:
     return torch.stack([subject.truth for subject in subjects])
 
 
-def scores(drawn: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Foreground PSNR and silhouette IoU (P,), means over the noises of drawn (S,P,4,H,W,3)."""
-    psnr = torch.stack([foreground_psnr(views, truth) for views in drawn]).mean(0)
-    iou = torch.stack([silhouette_iou(foreground_mask(views), foreground_mask(truth)) for views in drawn]).mean(0)
-    return psnr, iou
-
-
 def retrieved(drawn: Tensor, pool: Tensor) -> Tensor:
     """Share of noises (P,) in which the drawn views are nearest to the right asset; pool starts with the P subjects."""
     hits = []
@@ -152,7 +145,7 @@ def main() -> None:
     model = mvdream.load(options.model, device=options.device)
     changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in options.set)}
     config = inversion.preset("recommended", preview_every=0, checkpoint_every=0, **changes)
-    cams = scoring_cameras(model)
+    cams = scoring_cameras(model.info)
     every = max(1, options.limit)
     seeds = [100 + i for i in range(options.noises)]
     tuning = [make_subject(asset, cams) for asset in tuning_assets()[::every]]

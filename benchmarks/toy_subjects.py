@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invert3d_core.cameras import Cameras, fit_radius, orbit
-from invert3d_core.mvdream import MVDream
+from invert3d_core.cameras import Cameras
 from invert3d_core.rendering import rasterize
 from invert3d_core.splats import GaussianSplats
 from invert3d_core.splats.spherical_harmonics import C0
@@ -17,8 +16,6 @@ from invert3d_core.toy.colors import CHROMATIC
 from invert3d_core.toy.families import HELD_OUT, KNOWN
 from invert3d_core.toy.primitives import MAIN, cover
 
-AZIMUTHS_DEG = (30.0, 120.0, 210.0, 300.0)
-ELEVATION_DEG = 20.0  # neither these azimuths nor this elevation are in the bank that tokens learn from
 DISTRACTORS = 4  # of the same family, for every scored asset's family
 
 
@@ -35,13 +32,6 @@ class Subject:
     @property
     def known(self) -> bool:
         return self.asset.family.known
-
-
-def scoring_cameras(model: MVDream) -> Cameras:
-    """The four cameras of every score, framed as the model expects."""
-    info = model.info
-    distance = fit_radius(1.0, info.fov_y_deg, info.image_size, info.image_size, info.fill)
-    return orbit(AZIMUTHS_DEG, ELEVATION_DEG, distance, info.fov_y_deg, info.image_size, info.image_size)
 
 
 def main_part(asset: ToyAsset, cams: Cameras) -> Tensor:

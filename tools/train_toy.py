@@ -7,9 +7,9 @@
 
 ``draw`` makes the training pool with CPU processes, one file for each GPU; ``warm`` compiles meanwhile. ``train`` goes
 on where the folder's last slice stopped (pictures and VAE, latents, U-Net), stops in time and writes its result to
-``RUN/export``. ``classifier`` trains the reader that ``benchmarks/toy_text.py`` scores with. ``tools/train_toy.sh`` runs
-all of it, a slice a call. With CUDA GPUs and gsplat it is a matter of half an hour; on a CPU the same commands run with
-small numbers, as a trial.
+``RUN/export``. ``classifier`` trains the reader that ``benchmarks/toy_text.py`` scores with. ``tools/train_toy.sh``
+runs all of it, a slice a call. With CUDA GPUs and gsplat it is a matter of half an hour; on a CPU the same commands run
+with small numbers, as a trial.
 """
 
 import argparse

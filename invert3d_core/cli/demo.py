@@ -116,7 +116,13 @@ class Demo(Command):
             self.say("[4/5] Drawing views with the token, with colors before it, and with words alone.")
             start = time.monotonic()
             edits = edit_prompts(captions, name)
-            drawn = self._draw(model.with_token(result.token), name, edits, captions, cams, check)
+            try:
+                drawn = self._draw(model.with_token(result.token), name, edits, captions, cams, check)
+            except KeyboardInterrupt:
+                where = self._checkpoint(model, config, sample)
+                raise KeyboardInterrupt(
+                    f"stopped while drawing; the training is kept in '{where}': run the same command again to go on"
+                ) from None
             drawing_seconds = time.monotonic() - start
 
         self.say("[5/5] Writing the results.")

@@ -10,7 +10,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from . import assets
-from .command import Command
+from .command import Command, InputError
 
 
 @dataclass(kw_only=True)
@@ -122,18 +122,23 @@ def _describe_token(file: Path) -> dict[str, Any]:
 
 
 def _describe_training(file: Path, entry: str) -> dict[str, Any]:
-    values = json.loads(entry)
-    fingerprint = values["fingerprint"]
-    return {
-        "kind": "training checkpoint",
-        "file": str(file),
-        "names": fingerprint["names"],
-        "step": values["step"],
-        "steps": fingerprint["config"]["steps"],
-        "finished": values["finished"],
-        "model": fingerprint["model"],
-        "config": fingerprint["config"],
-    }
+    try:
+        values = json.loads(entry)
+        fingerprint = values["fingerprint"]
+        return {
+            "kind": "training checkpoint",
+            "file": str(file),
+            "names": fingerprint["names"],
+            "step": values["step"],
+            "steps": fingerprint["config"]["steps"],
+            "finished": values["finished"],
+            "model": fingerprint["model"],
+            "config": fingerprint["config"],
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"'{file}' is a training checkpoint of another version, or damaged ({error!r}). Delete it, or restore it."
+        ) from error
 
 
 def _describe_model(name: str) -> dict[str, Any]:

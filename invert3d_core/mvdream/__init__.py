@@ -3,7 +3,7 @@
 `load` gives an `MVDream`. Nothing here imports diffusers or transformers before a network is made.
 """
 
-from . import attention, checkpoint, key_maps, metadata, networks, sampling, tokenizer
+from . import attention, checkpoint, drawing, key_maps, metadata, networks, sampling, tokenizer
 from .checkpoint import load
 from .metadata import ModelInfo
 from .model import MVDream
@@ -16,6 +16,7 @@ __all__ = [
     "add_tokenizer_folder",
     "attention",
     "checkpoint",
+    "drawing",
     "key_maps",
     "load",
     "metadata",

@@ -65,7 +65,8 @@ def make_multiview(unet: "UNet2DConditionModel") -> "UNet2DConditionModel":
     cameras (B,16) or None. Without cameras the camera MLP is left out of the sum; feeding it zeros would not be the
     same, as it has biases. The weights and their names do not change.
     """
-    unet.set_attn_processor(MultiViewAttnProcessor())
+    processor: Any = MultiViewAttnProcessor()  # the declared type lists the library's own classes alone
+    unet.set_attn_processor(processor)
     # The stock method refuses class_labels=None once there is a class embedding.
     unet.get_class_embed = _CameraEmbedding(unet)
     return unet
@@ -88,4 +89,4 @@ def upcast_attention(unet: torch.nn.Module, upcast: bool = True) -> None:
     """Compute attention in float32 whatever the U-Net's dtype: for models that overflow in float16 (SD2.1 can)."""
     for module in unet.modules():
         if hasattr(module, "to_q") and hasattr(module, "upcast_attention"):
-            module.upcast_attention = upcast
+            setattr(module, "upcast_attention", upcast)  # noqa: B010  # declared as Tensor | Module

@@ -113,7 +113,7 @@ def load(
         if info.base not in ENCODER_WIDTHS:
             info = replace(info, model_hash=_sha256(path))
         unet = unet_from_state_dict(state_dict, info.unet_heads, info.unet_norm_groups)
-        if unet.config.class_embed_type is None:
+        if unet.config["class_embed_type"] is None:
             raise ModelError(
                 f"'{path}' has no camera_embed weights: it is an ordinary Stable Diffusion checkpoint, not a "
                 "multi-view model. Choose an MVDream checkpoint, such as sd-v1.5-4view.pt."

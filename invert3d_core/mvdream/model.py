@@ -77,7 +77,7 @@ class MVDream:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one view's latents."""
-        return self.unet.config.in_channels, self.info.latent_size, self.info.latent_size
+        return self.unet.config["in_channels"], self.info.latent_size, self.info.latent_size
 
     @property
     def tokens(self) -> Mapping[str, tuple[Token, float]]:

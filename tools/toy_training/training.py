@@ -27,7 +27,7 @@ from .networks import (
     on_sphere,
     word_table,
 )
-from .pool import VIEWS, Pool, camera_vectors
+from .pool import Pool, camera_vectors
 from .prompts import SLOT, Vocabulary, make_prompts
 
 log = logging.getLogger("toy_training")
@@ -382,5 +382,3 @@ def train_unet(
             lambda: both[bool(torch.rand(1, generator=mode) < FLAT_SHARE)](*draw_batch()), stop_at, report_every=500
         )
     return trainer
-
-

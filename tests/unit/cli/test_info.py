@@ -1,0 +1,109 @@
+"""`invert3d info`."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from invert3d_core import splats
+from invert3d_core.toy import samples
+
+
+def test_a_splat(run, ball):
+    done = run("info", ball, "--json")
+    assert (done.code, done.err) == (0, "")
+    report = done.report
+    assert (report["kind"], report["format"], report["splats"], report["sh_degree"]) == ("splat", "ply", 300, 0)
+    assert report["orientation"] == {"up": "+y", "front": "+z", "source": "stated by the file"}
+    assert report["bytes"] == ball.stat().st_size
+    assert report["visible_sphere"]["center"] == pytest.approx([2, -1, 0.5], abs=0.05)
+    assert report["visible_sphere"]["radius"] == pytest.approx(1.12, abs=0.03)
+    assert report["extent"]["size"] == pytest.approx([2, 2, 2], abs=0.1)
+    text = run("info", ball).out
+    assert "splats          300" in text
+    assert "stated by the file" in text
+
+
+def test_a_splat_that_says_nothing_gets_a_guess(run, ball, tmp_path):
+    splats.save(splats.load(ball), tmp_path / "ball.splat")
+    report = run("info", tmp_path / "ball.splat", "--json").report
+    assert report["format"] == "splat"
+    assert (report["orientation"]["up"], report["orientation"]["front"]) == ("-y", "-z")
+    assert report["orientation"]["source"].startswith("a guess")
+
+
+def test_a_sample_by_its_name(run):
+    name = samples.names()[0]
+    report = run("info", name, "--json").report
+    assert report["sample"] == name
+    assert report["file"] == str(samples.path(name))
+
+
+def test_a_token(run, token):
+    report = run("info", token, "--json").report
+    assert (report["kind"], report["name"], report["written"]) == ("token", "thing", "<thing>")
+    assert (report["vectors"], report["width"], report["text_encoder"]) == (2, 16, "tiny")
+    assert report["moved_from_initial"] > 0
+    assert report["provenance"]["config"]["initial_words"] == "red hat"
+
+
+def test_a_model(run, model):
+    for name in (model, model / "model.safetensors"):
+        report = run("info", name, "--json").report
+        assert (report["kind"], report["title"], report["layout"]) == ("multi-view model", "tiny", "sd-v1.5-4view")
+        assert report["types"] == ["float32"]
+        counts = report["parameters"]
+        assert counts["total"] == sum(counts.values()) - counts["total"]
+        state = safetensors.torch.load_file(model / "model.safetensors")
+        assert counts["total"] == sum(value.numel() for value in state.values())
+        assert report["properties"]["prediction_type"] == "v_prediction"
+        assert report["properties_from"] == "the file"
+
+
+def test_a_model_knows_the_hash_that_its_tokens_name(run, model, token):
+    assert run("info", model, "--json").report["sha256"] == run("info", token, "--json").report["model_sha256"]
+
+
+def test_a_training_checkpoint(run, model, ball, tmp_path):
+    checkpoint = tmp_path / "run.safetensors"
+    base = ("invert", ball, "--model", model, "--name", "cup", "--words", "hat", "--vectors", 2, "--steps", 3)
+    assert run(*base, "--out", tmp_path / "cup.safetensors", "--checkpoint", checkpoint).code == 0
+    report = run("info", checkpoint, "--json").report
+    assert report["kind"] == "training checkpoint"
+    assert (report["names"], report["step"], report["steps"], report["finished"]) == (["cup"], 3, 3, True)
+    safetensors.torch.save_file({"x": torch.zeros(1)}, checkpoint, metadata={"invert3d_training": json.dumps({})})
+    done = run("info", checkpoint)
+    assert done.code == 2
+    assert "damaged" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("cut.ply", lambda ball: ball.read_bytes()[:-7], "cut"),
+        ("note.ply", lambda ball: b"hello there", "text file"),
+        ("empty.splat", lambda ball: b"", "empty"),
+        ("cut.safetensors", lambda ball: b"\x10\x00", "not a readable safetensors file"),
+        ("weights.pt", lambda ball: b"nothing of the kind", "cannot be read as a checkpoint"),
+    ],
+)
+def test_damaged_files_are_one_line_and_exit_code_2(run, ball, tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content(ball))
+    done = run("info", tmp_path / name, "--json")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1
+    assert name in done.err
+    assert reason in done.err
+
+
+def test_nothing_there(run, tmp_path):
+    done = run("info", "nowhere")
+    assert done.code == 2
+    assert "There is no file 'nowhere'" in done.err
+    assert samples.names()[0] in done.err
+    shutil.copy(samples.TABLE, tmp_path)
+    done = run("info", tmp_path)
+    assert done.code == 2
+    assert "holds none of the files that can be a checkpoint" in done.err
