@@ -156,9 +156,10 @@ class HostMVDream:
     def load(cls, path_or_name: Path | str, dtype: torch.dtype | None = None) -> "HostMVDream":
         """A model of the core's `mvdream.load`. dtype: of the U-Net; None asks the host what suits its device."""
         model = mvdream.load(path_or_name, device="cpu")
+        source = sampled_digest(mvdream.checkpoint.find_checkpoint(path_or_name))
         with torch.inference_mode(False):
             torch.nn.Module.to(model.unet, dtype=dtype or _unet_dtype(model.unet))
-        return cls(model, sampled_digest(mvdream.checkpoint.find_checkpoint(path_or_name)))
+            return cls(model, source)
 
     @property
     def info(self) -> mvdream.ModelInfo:

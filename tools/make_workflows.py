@@ -54,8 +54,8 @@ QUICKSTART = {
         "- **Your own words**: write prompts with `<my_object>`.\n"
         "- **Cancel** whenever you like: *Run* goes on where the training was, and a finished one is never done "
         "twice.\n"
-        "- **Keep the token**: select the two muted nodes below, press Ctrl+M, and it is saved to "
-        "`models/embeddings`; next time *Load Inversion Token* can take the place of the training.",
+        "- **Keep the token**: select the muted *Save Inversion Token*, press Ctrl+M, and it is saved to "
+        "`models/embeddings`, from where *Load Inversion Token* takes it without training.",
     ),
     "splat": Node("Invert3DLoadGaussianSplat", (420, 0), {"file": "robot.ply [sample]"}),
     "model": Node("Invert3DMVDreamLoader", (420, 220), {"model": "built-in toy"}),
@@ -69,24 +69,24 @@ QUICKSTART = {
     "truth": Node("PreviewImage", (1180, 0), {}, {"images": ("views", "images")}, "The splat", (360, 360)),
     "train": Node(
         "Invert3DTrainInversionToken",
-        (800, 560),
+        (800, 540),
         {"name": "my_object"},
         {"mvdream": ("model", "mvdream"), "splat": ("splat", "splat")},
         size=(340, 520),
     ),
     "loss": Node(
         "LossGraphNode",
-        (1180, 900),
+        (1180, 720),
         {"filename_prefix": "invert3d/loss"},
         {"loss": ("train", "loss")},
         size=(360, 300),
     ),
     "apply": Node(
         "Invert3DTokenApply",
-        (1180, 560),
+        (1180, 540),
         {},
         {"mvdream": ("model", "mvdream"), "token": ("train", "token")},
-        size=(300, 120),
+        size=(360, 120),
     ),
     "sample": Node(
         "Invert3DMVDreamSampler",
@@ -106,7 +106,7 @@ QUICKSTART = {
     ),
     "edit": Node(
         "Invert3DMVDreamSampler",
-        (1580, 560),
+        (1580, 540),
         {"prompt": "a red <my_object>", "control_after_generate": "fixed"},
         {"mvdream": ("apply", "mvdream"), "cameras": ("views", "cameras")},
         "The token in other words",
@@ -114,16 +114,22 @@ QUICKSTART = {
     ),
     "edited": Node(
         "SaveImage",
-        (1980, 560),
+        (1980, 540),
         {"filename_prefix": "invert3d/edited"},
         {"images": ("edit", "images")},
         "The edited token",
         (360, 480),
     ),
     "save": Node(
-        "Invert3DSaveInversionToken", (0, 560), {}, {"token": ("train", "token")}, size=(380, 130), mode=MUTED
+        "Invert3DSaveInversionToken", (1180, 1080), {}, {"token": ("train", "token")}, size=(360, 150), mode=MUTED
     ),
-    "load": Node("Invert3DLoadInversionToken", (0, 760), {}, {}, size=(380, 110), mode=MUTED),
+    "load": Node(
+        "Invert3DLoadInversionToken",
+        (1580, 1080),
+        {"file": "my_object.safetensors"},
+        size=(360, 150),
+        mode=MUTED,
+    ),
 }
 
 TEXT_TO_VIEWS = {

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from ..errors import Invert3DError
@@ -37,17 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _parse(sys.argv[1:] if arguments is None else list(arguments))
         if isinstance(command, int):
             return command
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")  # libraries warn their developers; users see our log
-        _log_to_stderr()
-        command.run()
+        with _log_on_stderr(), warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # libraries warn their developers; users see our log
+            command.run()
         return DONE
     except KeyboardInterrupt as interrupt:
         return _refuse(str(interrupt) or "interrupted", INTERRUPTED)
     except (Invert3DError, OSError) as error:
         return _refuse(_reason(error), BAD_INPUT)
     except ModuleNotFoundError as error:
-        return _refuse(f"the package {error.name} is not installed: pip install {error.name}", FAILED)
+        package = {"PIL": "Pillow"}.get(str(error.name), error.name)
+        return _refuse(f"the package {package} is not installed: pip install {package}", FAILED)
 
 
 def _parse(arguments: list[str]) -> "Command | int":
@@ -84,16 +85,18 @@ def _parse(arguments: list[str]) -> "Command | int":
 
 
 def _one_line(box: str) -> str:
-    """The reason in tyro's framed message, which has a section per mistake and then help."""
+    """The reason in tyro's framed message: a title, a section per mistake, then where to find help."""
     sections: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip("│╭╮╰╯|+ ")
-        if re.fullmatch(r"[─-]{3,}", text):
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╰╯ ")
+        if re.fullmatch("[─-]{3,}", text):
             sections.append([])
-        elif text and not line.startswith(("╭", "╰")):
+        elif text:
             sections[-1].append(text)
     told = [" ".join(words) for words in sections if words and not words[0].startswith(("For full", "Argument help"))]
-    return f"{'; '.join(told)} (invert3d --help says more)"
+    # An option that may be left out is "None or a number" to tyro, which then says why the text is not None.
+    reason = re.sub(r"no type matching .* Got errors: .*- <class '\w+'>: ", "", "; ".join(told))
+    return f"{reason} (invert3d --help says more)"
 
 
 def _reason(error: Invert3DError | OSError) -> str:
@@ -116,8 +119,13 @@ class _Log(logging.Handler):
         tqdm.write(f"invert3d: {self.format(record)}", file=sys.stderr)
 
 
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("invert3d")
-    if not any(isinstance(handler, _Log) for handler in logger.handlers):
-        logger.addHandler(_Log(logging.WARNING))
-        logger.propagate = False
+@contextlib.contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    logger, handler = logging.getLogger("invert3d"), _Log(logging.WARNING)
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before

@@ -147,13 +147,16 @@ def test_strength_goes_from_the_initial_words_to_the_token(client: Client) -> No
     assert not np.array_equal(learned, words)
 
 
-def test_prepared_views_train_a_token_too(client: Client, server: Server) -> None:
+def test_prepared_views_train_a_token_of_a_model_that_has_sampled(client: Client, server: Server) -> None:
+    """What a model keeps from sampling must not be bound to the host's inference mode."""
+    client.succeed(text_to_views(client, seed=11))
     prompt = training_only(client, "from_views")
     size = {"width": IMAGE_SIZE, "height": IMAGE_SIZE}
     prompt["views"] = client.node("Invert3DRenderOrbitViews", splat=["splat", 0], count=4, **size)
     del prompt["train"]["inputs"]["splat"]
     prompt["train"]["inputs"] |= {"images": ["views", 0], "masks": ["views", 1], "cameras": ["views", 3]}
     run = client.succeed(prompt)
+    assert "model" in run.cached, "the model that has just sampled"
     assert steps_of(run)[-1] == 2
     assert tokens.load(token_file(server, "from_views")).vectors.shape[0] == 2
 
@@ -163,14 +166,6 @@ def test_reference_preset_renders_anew_at_each_step(client: Client, server: Serv
     config = tokens.load(token_file(server, "published")).provenance["config"]
     assert config["preset"] == "reference" and config["views"] == "fresh"
     assert (config["vectors"], config["steps"], config["learning_rate"]) == (32, 2, 5e-3)
-
-
-def test_sampling_leaves_a_model_that_can_still_be_trained(client: Client) -> None:
-    """What a model keeps from sampling must not be bound to the host's inference mode."""
-    client.succeed(text_to_views(client, seed=11))
-    run = client.succeed(training_only(client, "after_sampling", seed=11))
-    assert "model" in run.cached, "the model that has just sampled"
-    assert steps_of(run)[-1] == 2
 
 
 def test_given_cameras_are_sampled(client: Client, server: Server) -> None:
@@ -207,18 +202,18 @@ def test_saved_token_is_loaded_again_under_the_name_of_its_file(client: Client, 
 
 
 def test_saving_never_overwrites_another_token_unless_asked(client: Client, server: Server) -> None:
-    precious = training_only(client, "shared", **SHARED)
-    precious["save"]["inputs"]["name"] = "precious"
-    client.succeed(precious)
+    row = torch.randn(1, 128, generator=torch.Generator().manual_seed(1))
+    tokens.save(tokens.Token("precious", row, row, "toy"), token_file(server, "precious"))
     saved = token_file(server, "precious").read_bytes()
-    other = training_only(client, "other", steps=1)
-    other["save"]["inputs"]["name"] = "precious"
-    refused = client.run(other)
+
+    prompt = training_only(client, "shared", **SHARED)
+    prompt["save"]["inputs"]["name"] = "precious"
+    refused = client.run(prompt)
     assert refused.status == "error"
     assert "precious.safetensors' exists already" in refused.error["exception_message"]
     assert token_file(server, "precious").read_bytes() == saved
-    other["save"]["inputs"]["overwrite"] = True
-    client.succeed(other)
+    prompt["save"]["inputs"]["overwrite"] = True
+    client.succeed(prompt)
     assert token_file(server, "precious").read_bytes() != saved
 
 
@@ -369,12 +364,12 @@ def test_token_file_that_is_not_there_is_refused(client: Client, file: str) -> N
         ),
         ("train", {"initial_words": "zyzzyva"}, "'zyzzyva' hold zyzzyva, which the model does not know"),
         ("train", {"initial_words": "a red chair"}, "more vectors"),
-        ("sample", {"prompt": "a <cup>"}, "'<cup>', which is not applied to the model. Known: <wrong>"),
-        ("sample", {"prompt": "<wrong> " * 30}, "are free for tokens, which need 60 (<wrong> 30 x 2)"),
+        ("sample", {"prompt": "a <cup>"}, "'<cup>', which is not applied to the model. Known: <shared>"),
+        ("sample", {"prompt": "<shared> " * 60}, "are free for tokens, which need 60 (<shared> 60 x 1)"),
     ],
 )
 def test_inputs_that_do_not_fit_are_explained(client: Client, node: str, inputs: dict, message: str) -> None:
-    prompt = chain(client, "wrong", steps=1)
+    prompt = chain(client, "shared", **SHARED)
     prompt["views"] = client.node("Invert3DRenderOrbitViews", splat=["splat", 0], count=3, width=64, height=64)
     prompt[node]["inputs"] = {k: v for k, v in (prompt[node]["inputs"] | inputs).items() if v is not None}
     run = client.run(prompt)

@@ -1,6 +1,7 @@
 """The pack in a real ComfyUI: everything registers, describes itself, and keeps to itself."""
 
 import re
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def test_node_is_registered_and_describes_itself(client: Client, node_id: str) -
         is_widget = kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR") or isinstance(kind, list)
         if is_widget and name not in OBVIOUS:
             assert options and options[0].get("tooltip"), f"{name} has no tooltip"
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_node_has_a_help_page_under_its_name(client: Client, node_id: str) -> None:
+    address = f"{client.url}/extensions/comfyui-invert3d/docs/{node_id}.md"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        title = answer.read().decode("utf-8").splitlines()[0]
+    assert title == f"# {client.object_info(node_id)['display_name']}"
 
 
 def test_core_is_imported_from_the_pack_alone(client: Client, server: Server, input_folder: Path) -> None:

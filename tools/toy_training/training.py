@@ -1,5 +1,6 @@
 """The training loops: the VAE, then the U-Net with text encoder and asset encoder; on any number of GPUs."""
 
+import gc
 import logging
 import math
 import os
@@ -35,6 +36,7 @@ FLAT_SHARE = 0.1  # of the steps: single views without cameras, so that the mode
 FOREGROUND = 3.0
 NOISE_ON_SLOTS = 0.22
 EMA = 0.9995
+SAVE_EVERY = 120.0  # seconds of training
 
 
 @dataclass
@@ -68,6 +70,14 @@ class Run:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def every(self, condition: bool) -> bool:
+        """Whether it holds in all processes: what decides about a stage that they do together."""
+        if self.world == 1:
+            return condition
+        tensor = torch.tensor([int(condition)], device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return bool(tensor)
+
     def same_start(self, module: nn.Module) -> None:
         if self.world > 1:
             for tensor in (*module.parameters(), *module.buffers()):
@@ -92,11 +102,26 @@ class Schedule:
         return self.peak * min(1.0, (step + 1) / self.warm_up_steps) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
+def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """Gradients of zero that are views of the returned tensor, so that one call averages all of them.
+
+    Each has its parameter's strides, as autograd's own would, and starts on a border of 256 bytes.
+    """
+    starts = [0]
+    for parameter in parameters:
+        starts.append(starts[-1] + -(-parameter.numel() // 64) * 64)
+    flat = torch.zeros(starts.pop(), device=parameters[0].device)
+    for parameter, start in zip(parameters, starts, strict=True):
+        parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), start)
+    return flat
+
+
 class Gradients:
     """A loss with its gradients, ready to be taken again and again on inputs of the same shapes.
 
     On a GPU the loss is compiled, and forward and backward are captured as one CUDA graph: a step costs the CPU a few
-    copies and one launch, where the launches of its kernels would take longer than the kernels.
+    copies and one launch, where the launches of its kernels would take longer than the kernels. The parameters' ``grad``
+    tensors must stay the same from then on.
     """
 
     def __init__(
@@ -115,19 +140,22 @@ class Gradients:
         began = time.monotonic()
         self.inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in example]
         self.loss_of = torch.compile(loss_of, dynamic=False)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        usual, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(usual)
         with torch.cuda.stream(side):  # compiles, and lets libraries allocate what a capture may not
             for _ in range(3):
                 self._fill(*self.inputs)
-        torch.cuda.current_stream().wait_stream(side)
+        usual.wait_stream(side)
+        gc.collect()  # nothing of an earlier step or graph may be freed while this one is recorded
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # On the stream of the warm-up; other threads (of NCCL, of the compiler) may do as they like meanwhile.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 self.metrics = self._fill(*self.inputs)
             self.graph = graph
-        except RuntimeError as error:
-            log.warning("the step could not be captured, launches will cost time: %s", error)
+        except RuntimeError:
+            torch.cuda.set_stream(usual)  # a capture that fails leaves its own
+            log.warning("the step could not be captured, launches will cost time", exc_info=True)
         log.info("compiled%s in %.0f s", " and captured" if self.graph else "", time.monotonic() - began)
 
     def _fill(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -166,6 +194,7 @@ class Trainer:
             self.step, self.spent = state["step"], state["spent"]
             for mine, saved in zip(self.average, state["average"], strict=True):
                 mine.copy_(saved)
+        self.gradients = flat_gradients(self.parameters)
 
     @property
     def done(self) -> bool:
@@ -174,16 +203,20 @@ class Trainer:
     def loop(self, fill_gradients: Callable[[], dict[str, Tensor]], stop_at: float, report_every: int) -> None:
         """Train until ``seconds`` are spent in all or `time.monotonic` passes ``stop_at``; then save.
 
-        fill_gradients: puts the gradients of a new batch into the parameters and returns what to report.
+        fill_gradients: puts the gradients of a new batch into the parameters' ``grad`` tensors, in place, and returns
+        what to report.
         """
         sums: dict[str, Tensor] = {}
+        summed = 0
         began, spent_before = time.monotonic(), self.spent
+        saved = self.spent
         stop = False
         while not stop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule(self.step, self.spent / self.seconds)
             metrics = fill_gradients()
-            self.run.average([p.grad for p in self.parameters if p.grad is not None])
+            self.run.average([self.gradients])
+            self.gradients.nan_to_num_(0.0, 0.0, 0.0)  # one bad sample costs a step, not the training
             metrics["norm"] = nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             with torch.no_grad():
@@ -191,14 +224,18 @@ class Trainer:
             self.step += 1
             for key, value in metrics.items():
                 sums[key] = sums.get(key, 0) + value
+            summed += 1
             if self.step % 20 == 0:
                 now = self.run.agree(time.monotonic())
                 self.spent = self.run.agree(spent_before + now - began)
                 stop = bool(self.run.agree(float(self.done or now >= stop_at)))
+                if self.spent - saved > SAVE_EVERY and not stop:
+                    self.save()
+                    saved = self.spent
             if self.step % report_every == 0 and self.run.rank == 0:
-                text = "  ".join(f"{key} {float(value) / report_every:.4f}" for key, value in sums.items())
+                text = "  ".join(f"{key} {float(value) / summed:.4f}" for key, value in sums.items())
                 log.info("%s %6d  %5.0f s  %s", self.name, self.step, self.spent, text)
-                sums = {}
+                sums, summed = {}, 0
         self.save()
 
     def save(self) -> None:
@@ -229,7 +266,7 @@ def train_vae(run: Run, images: Tensor, seconds: float, stop_at: float, batch: i
     torch.manual_seed(1)
     vae = make_vae().to(run.device, memory_format=torch.channels_last)
     trainer = Trainer(run, "vae", nn.ModuleDict({"vae": vae}), Schedule(2e-3, 200), seconds, 1e-4)
-    rng = torch.Generator(run.device).manual_seed(11 + run.rank)
+    rng = torch.Generator(run.device).manual_seed(11 + 77 * trainer.step + run.rank)
     flat = images.flatten(0, 1)
 
     def loss_of(pictures: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

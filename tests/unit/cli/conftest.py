@@ -115,6 +115,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=MAX_LENGTH,
+        bos_token_id=INFO.bos_id,
+        eos_token_id=INFO.eos_id,
+        pad_token_id=INFO.pad_id,
     )
     networks = (UNet2DConditionModel(**unet_config), AutoencoderKL(**vae_config), CLIPTextModel(text_config))
     states = (randomised(network, seed).state_dict() for seed, network in enumerate(networks))

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 
-from invert3d_core import splats
+from invert3d_core import splats, tokens
 from invert3d_core.toy import samples
 
 
@@ -41,11 +42,14 @@ def test_a_sample_by_its_name(run):
     assert report["file"] == str(samples.path(name))
 
 
-def test_a_token(run, token):
-    report = run("info", token, "--json").report
+def test_a_token(run, token, tmp_path):
+    learned = tokens.load(token)
+    path = tmp_path / "moved.safetensors"
+    tokens.save(replace(learned, vectors=1.25 * learned.initial), path)
+    report = run("info", path, "--json").report
     assert (report["kind"], report["name"], report["written"]) == ("token", "thing", "<thing>")
     assert (report["vectors"], report["width"], report["text_encoder"]) == (2, 16, "tiny")
-    assert report["moved_from_initial"] > 0
+    assert report["moved_from_initial"] == pytest.approx(0.25)
     assert report["provenance"]["config"]["initial_words"] == "red hat"
 
 

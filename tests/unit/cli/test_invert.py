@@ -14,7 +14,7 @@ import torch
 from invert3d_core import tokens
 from invert3d_core.toy import samples
 
-STEPS = 400  # four checkpoints: enough time to press Ctrl-C after the first
+STEPS = 240  # enough to press Ctrl-C between the first checkpoint, at 100, and the second
 
 
 def test_a_token_and_what_the_report_says(run, model, ball, tmp_path):
@@ -54,9 +54,7 @@ def test_a_sample_brings_its_own_words_as_many_as_fit(run, model, tmp_path):
     for vectors, words in expected.items():
         options = () if vectors is None else ("--vectors", vectors)
         out = tmp_path / f"t{vectors}.safetensors"
-        done = run(
-            *("invert", name, "--model", model, "--name", "cup", "--out", out, "--steps", 1, "--json"), *options
-        )
+        done = run(*("invert", name, "--model", model, "--name", "cup", "--out", out, "--steps", 1, "--json"), *options)
         assert done.code == 0, done.err
         assert done.report["initial_words"] == words
 
@@ -130,7 +128,7 @@ def test_ctrl_c_keeps_the_training_and_the_same_command_ends_with_the_same_token
     assert (child.returncode, stdout) == (130, ""), stderr
     with safetensors.safe_open(checkpoint, framework="pt") as file:
         step = json.loads(file.metadata()["invert3d_training"])["step"]
-    assert 100 < step < STEPS  # later than the periodic checkpoint: it was saved because of Ctrl-C
+    assert 100 < step < 200  # later than the periodic checkpoint: it was saved because of Ctrl-C
     last = stderr.splitlines()[-1]
     assert last.startswith(f"invert3d: stopped at step {step} of {STEPS}; the training is kept in '{checkpoint}'")
     assert not out.exists()
