@@ -37,7 +37,7 @@ from invert3d_core.toy.assets import article
 from invert3d_core.toy.colors import nearest_name
 from invert3d_core.toy.scoring import scores, scoring_cameras
 
-GUIDANCE = (2.0, 3.0, 4.0, 5.0, 7.0)
+GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 
 
 def learn(
@@ -80,10 +80,10 @@ def random_tokens(tokens: list[Token], seed: int = 5) -> list[Token]:
 
 
 def siblings(subjects: list[Subject]) -> list[int]:
-    """For each subject the index of another of its family."""
+    """For each subject the index of another of its family; of the next subject where there is none (in a trial)."""
     families = [subject.asset.family.name for subject in subjects]
     return [
-        next((j for j in range(len(families)) if j != i and families[j] == family), i)
+        next((j for j in range(len(families)) if j != i and families[j] == family), (i + 1) % len(families))
         for i, family in enumerate(families)
     ]
 
@@ -123,6 +123,7 @@ def best_guidance(
 ) -> float:
     truth = truths(subjects)
     found = {g: float(scores(draw_prompts(model, prompts, cams, seeds, g), truth)[0].mean()) for g in GUIDANCE}
+    print(f"{prompts[0]!r} and the like:", "  ".join(f"{g:g}: {psnr:.2f} dB" for g, psnr in found.items()), flush=True)
     return max(found, key=found.__getitem__)
 
 
@@ -202,6 +203,13 @@ def report(options, model, config, subjects, tokens, guidance, cams, seeds, trai
     def by_group(values: Tensor, digits: int, factor: float = 1) -> list[str]:
         return [f"{float(values[mask].mean()) * factor:.{digits}f}" if mask.any() else "–" for mask in groups.values()]
 
+    def with_error(values: Tensor) -> list[str]:
+        spreads = [float(values[m].std()) / len(values[m]) ** 0.5 if m.sum() > 1 else None for m in groups.values()]
+        return [
+            mean if spread is None else f"{mean} ± {spread:.2f}"
+            for mean, spread in zip(by_group(values, 2), spreads, strict=True)
+        ]
+
     rows, numbers = [], {}
     for name, views in {"VAE bound": through_vae, **drawn}.items():
         psnr, iou = scores(views, truth)
@@ -216,7 +224,7 @@ def report(options, model, config, subjects, tokens, guidance, cams, seeds, trai
     edited = draw_prompts(learned, edit_prompts(subjects, names), cams, seeds, guidance["token"])
     color, overlap = edited_right(edited, drawn["token"], subjects)
     plain_color, _ = edited_right(drawn["token"], drawn["token"], subjects)
-    words = [s.asset.full_caption().replace(s.asset.colors[0], s.edit_color, 1) for s in subjects]
+    words = [replace(s.asset, colors=(s.edit_color, *s.asset.colors[1:])).full_caption() for s in subjects]
     by_words = draw_prompts(model, words, cams, seeds, guidance["full"])
     word_color, word_overlap = edited_right(by_words, drawn["full caption"], subjects)
     edits = [
@@ -239,7 +247,11 @@ def report(options, model, config, subjects, tokens, guidance, cams, seeds, trai
                 ["", "guidance", "PSNR known", "new", "IoU known", "new", "retrieval % known", "new"],
                 rows,
             ),
-            table("Gain, dB", ["", "known", "new"], [[name, *by_group(gain, 2)] for name, gain in gains.items()]),
+            table(
+                "Gain, dB (± standard error over assets)",
+                ["", "known", "new"],
+                [[name, *with_error(gain)] for name, gain in gains.items()],
+            ),
             table(
                 '"a <other colour> <token>", %',
                 ["", "colour known", "new", "IoU ≥ 0.7 known", "new", "both known", "new"],
@@ -256,6 +268,7 @@ def report(options, model, config, subjects, tokens, guidance, cams, seeds, trai
             "known": known.tolist(),
             "guidance": guidance,
             "gain_over_full": gains["token over full"].tolist(),
+            "gain_over_short": gains["token over short"].tolist(),
             "rows": numbers,
             "edits_both": (color & overlap).float().mean(0).tolist(),
         }

@@ -61,8 +61,8 @@ def held_out_assets(first_seed: int, families: slice, each: int, new_each: int) 
 
 
 def scored_assets() -> list[ToyAsset]:
-    """44 assets of 22 known families in combinations never trained on, and 12 of the 6 new families."""
-    return held_out_assets(20_000, slice(0, None, 2), each=2, new_each=2)
+    """44 assets of 22 known families in combinations never trained on, and 18 of the 6 new families."""
+    return held_out_assets(20_000, slice(0, None, 2), each=2, new_each=3)
 
 
 def tuning_assets() -> list[ToyAsset]:
@@ -71,6 +71,8 @@ def tuning_assets() -> list[ToyAsset]:
 
 
 def distractor_assets(subjects: list[Subject]) -> list[ToyAsset]:
-    """More members of every subject's family, only to make retrieval harder."""
-    names = dict.fromkeys(subject.asset.family.name for subject in subjects)
-    return [draw(40_000 + i, name) for name in names for i in range(DISTRACTORS)]
+    """More members of every subject's family, only to make retrieval harder; half of them share a subject's colour."""
+    colors = {subject.asset.family.name: subject.asset.colors[0] for subject in subjects}
+    return [
+        draw(40_000 + i, name, color if i % 2 else None) for name, color in colors.items() for i in range(DISTRACTORS)
+    ]

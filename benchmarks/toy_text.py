@@ -16,12 +16,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.toy_drawing import draw_prompts, table
-from benchmarks.toy_subjects import scoring_cameras
 from invert3d_core import mvdream
 from invert3d_core.rendering import rasterize
 from invert3d_core.toy.assets import ToyAsset, draw, held_out_color
 from invert3d_core.toy.colors import NAMES
 from invert3d_core.toy.families import KNOWN
+from invert3d_core.toy.scoring import scoring_cameras
 from tools.toy_training.classifier import Classifier
 
 GUIDANCE = (2.0, 3.0, 5.0, 7.5)
@@ -54,7 +54,7 @@ def main() -> None:
 
     model = mvdream.load(options.model, device=options.device)
     reader = Classifier.load(options.classifier).to(options.device)
-    cams = scoring_cameras(model)
+    cams = scoring_cameras(model.info)
     assets = [
         draw(50_000 + i, family.name, held_out_color(family))
         for family in KNOWN[:: options.limit]
@@ -64,10 +64,12 @@ def main() -> None:
     renders = torch.stack([rasterize(asset.splats(), cams).color.clamp(0, 1) for asset in assets])
     rows = [["fresh renders", "–", *(f"{value:.1f}" for value in accuracies(reader, renders, truth))]]
     prompts = [asset.full_caption() for asset in assets]
-    for scale in GUIDANCE:
+    # The verdict is the row of the model's own guidance, which was chosen on other assets; the others show its effect.
+    for scale in sorted({*GUIDANCE, model.info.guidance_scale}):
         drawn = draw_prompts(model, prompts, cams, SEEDS, scale)
         read = torch.tensor([accuracies(reader, views, truth) for views in drawn]).mean(0)
-        rows.append(["captions", f"{scale:g}", *(f"{value:.1f}" for value in read.tolist())])
+        used = " (the model's own)" if scale == model.info.guidance_scale else ""
+        rows.append([f"captions{used}", f"{scale:g}", *(f"{value:.1f}" for value in read.tolist())])
     text = (
         f"{len(assets)} prompts of held-out combinations, {len(SEEDS)} noises, 25 steps; {options.device}.\n\n"
         + table("What the classifier reads, %", ["", "guidance", "family", "main colour", "part 2", "part 3"], rows)

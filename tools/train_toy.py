@@ -2,14 +2,15 @@
 
     python tools/train_toy.py warm --folder RUN &
     python tools/train_toy.py draw --folder RUN --assets 220000 --processes 30
-    torchrun --standalone --nproc_per_node 2 tools/train_toy.py train --folder RUN --stop-after 540
+    torchrun --standalone --virtual-local-rank --nproc_per_node 2 tools/train_toy.py train --folder RUN --stop-after 540
     python tools/train_toy.py classifier --folder RUN
 
 ``draw`` makes the training pool with CPU processes, one file for each GPU; ``warm`` compiles meanwhile. ``train`` goes
 on where the folder's last slice stopped (pictures and VAE, latents, U-Net), stops in time and writes its result to
-``RUN/export``. ``classifier`` trains the reader that ``benchmarks/toy_text.py`` scores with. ``tools/train_toy.sh``
-runs all of it, a slice a call. With CUDA GPUs and gsplat it is a matter of half an hour; on a CPU the same commands run
-with small numbers, as a trial.
+``RUN/export``. With the virtual local rank every process calls its GPU the first one, as ``warm`` does; else the
+compiler's cache would serve one of them only. ``classifier`` trains the reader that ``benchmarks/toy_text.py`` scores
+with. ``tools/train_toy.sh`` runs all of it, a slice a call. With CUDA GPUs and gsplat it is a matter of half an hour;
+on a CPU the same commands run with small numbers, as a trial.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def load_or_make_latents(run: Run, options: argparse.Namespace, stop_at: float):
     """Pool, latents, alphas, spheres, statistics of this process; None while the VAE is still learning."""
     path = run.folder / f"latents{run.rank}.pt"
     pool = Pool(**torch.load(pool_path(run.folder, run.rank), weights_only=True)).map(lambda t: t.to(run.device))
-    if path.exists():
+    if run.every(path.exists()):  # the way there is taken together, or the processes would wait for each other
         return pool, *(t.to(run.device) for t in torch.load(path, weights_only=True))
     images, alphas, spheres = render_pool(pool)
     if run.rank == 0:
@@ -137,15 +138,17 @@ def load_or_make_latents(run: Run, options: argparse.Namespace, stop_at: float):
             bound = foreground_psnr(pair[:, 1:], pair[:, :1])
             log.info("VAE bound %.2f dB foreground", float(bound.mean()))
         torch.save({"vae": network.state_dict(), "statistics": statistics}, run.folder / "vae_done.pt")
-    torch.save([latents, alphas, spheres, statistics], path)
+    partial = path.with_suffix(".partial")
+    torch.save([latents, alphas, spheres, statistics], partial)
+    os.replace(partial, path)
     return pool, latents, alphas, spheres, statistics
 
 
-def save_sheet(path: Path, rows: torch.Tensor) -> None:  # (B, V, H, W, 3)
+def save_sheet(path: Path, rows: torch.Tensor, wide: int = 3) -> None:  # (B, V, H, W, 3)
+    """Pictures in rows of V, ``wide`` of which stand side by side."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    wide = 3 if rows.shape[1] <= 4 else 1
     rows = rows[: len(rows) // wide * wide].unflatten(0, (-1, wide))
     sheet = rows.permute(0, 3, 1, 2, 4, 5).flatten(0, 1).flatten(1, 3)
     Image.fromarray((sheet.clamp(0, 1) * 255).byte().cpu().numpy()).save(path, quality=90)
@@ -172,7 +175,7 @@ def report(run: Run, diffusion: Diffusion, vae: torch.nn.Module, statistics: tor
             log.info("%-12s guidance %.1f: known %.2f dB, new families %.2f dB", *lines[-1])
             if scale == 2.0:
                 sheet.append(drawn)
-    save_sheet(run.folder / "export" / "trial.jpg", torch.stack(sheet, 1).flatten(0, 1)[:, :3])
+    save_sheet(run.folder / "export" / "trial.jpg", torch.stack(sheet, 1).flatten(0, 1)[:, :3], len(sheet))
 
 
 def begin(options: argparse.Namespace) -> Run:
@@ -196,13 +199,13 @@ def train(options: argparse.Namespace) -> None:
         diffusion = Diffusion().to(run.device).eval()
         diffusion.unet, diffusion.text, diffusion.assets = networks["unet"], networks["text"], networks["assets"]
         vae = make_finished_vae(run)
-        report(run, diffusion, vae, statistics)
         target = run.folder / "export"
         export(target, diffusion.unet, diffusion.text, vae, *statistics.cpu())
         half = {key: value.half() for key, value in diffusion.assets.state_dict().items()}
         torch.save(half, target / "asset_encoder.pt")
-        (target / "progress.json").write_text(json.dumps({"step": trainer.step, "seconds": trainer.spent}))
+        (target / "progress.json").write_text(json.dumps({"step": trainer.step, "done": trainer.done}))
         log.info("step %d, %.0f s of %.0f s", trainer.step, trainer.spent, trainer.seconds)
+        report(run, diffusion, vae, statistics)
 
 
 def train_classifier(options: argparse.Namespace) -> None:

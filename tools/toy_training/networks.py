@@ -17,7 +17,7 @@ UNET_CONFIG = {
     "sample_size": 16,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
-    "block_out_channels": (128, 128, 128),
+    "block_out_channels": (96, 128, 160),
     "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -120,10 +120,12 @@ class AssetEncoder(nn.Module):
         self.bands = 3
         self.read = nn.Linear(self.FEATURES + 12 * self.bands, width)
         self.queries = nn.Parameter(torch.randn(SLOTS, width) * 0.5)
-        block = nn.TransformerEncoderLayer(
-            width, 8, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 8, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
         )
-        self.blocks = nn.ModuleList(nn.TransformerEncoder(block, layers, enable_nested_tensor=False).layers)
         self.write = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, WIDTH))
 
     def features(self, rows: Tensor, stretch: Tensor, sphere: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def _largest_part_first(rows: np.ndarray) -> np.ndarray:
 
 def _jittered(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
     """A family member bent out of shape: primitives moved, resized, exchanged and lost."""
-    rows = rows[rng.random(len(rows)) < 0.92] if len(rows) > 3 else rows.copy()
+    kept = rng.random(len(rows)) < 0.92
+    rows = rows[kept] if len(rows) > 3 and kept.sum() > 1 else rows.copy()  # nothing at all has no size to divide by
     amount = rng.uniform(0.05, 0.35)
     rows[:, CENTER] += rng.normal(size=(len(rows), 3)) * amount * 0.5 * np.linalg.norm(rows[:, HALF], axis=1)[:, None]
     rows[:, HALF] *= np.exp(rng.normal(size=(len(rows), 3)) * amount)
@@ -138,11 +139,12 @@ def _heap(rng: np.random.Generator) -> np.ndarray:
 def _draw(rng: np.random.Generator) -> tuple:
     index = int(rng.integers(len(KNOWN)))
     rows, stretch = draw_shape(rng, KNOWN[index])
+    never = held_out_color(KNOWN[index])  # also of shapes without a name that come from the family
     if rng.random() < NAMELESS:
         kind = rng.random()
         rows = _heap(rng) if kind < 0.25 else _crossed(rng, rows) if kind < 0.6 else _jittered(rng, rows)
         rows, index = _largest_part_first(rows), -1
-    names = draw_colors(rng, never=held_out_color(KNOWN[index]) if index >= 0 else None)
+    names = draw_colors(rng, never=never)
     shades = np.stack([draw_shade(rng, name) for name in names])
     table = np.zeros((PRIMITIVES, COLUMNS), np.float32)
     table[:, KIND] = -1
@@ -199,7 +201,7 @@ def covered_splats(pool: Pool) -> dict[str, Tensor]:
     }
 
 
-def render_pool(pool: Pool, batch: int = 128) -> tuple[Tensor, Tensor, Tensor]:
+def render_pool(pool: Pool, batch: int = 512) -> tuple[Tensor, Tensor, Tensor]:
     """All views on white: images (M,4,128,128,3) and alphas (M,4,16,16), uint8, and spheres (M,4) of the raw assets.
 
     Batches go to gsplat on a CUDA device, else one by one to the package's own rasteriser.

@@ -41,6 +41,9 @@ class Vocabulary:
     vowels: Tensor  # (words,) bool
     centers: Tensor  # (12,3)
     forbidden: Tensor  # (families,) colour index that never is a main colour
+    levels: Tensor  # shares of `LEVELS`; here, because making a tensor on a GPU waits for it
+    slot_counts: Tensor
+    slot_shares: Tensor
 
     @classmethod
     def on(cls, device) -> "Vocabulary":
@@ -56,6 +59,9 @@ class Vocabulary:
             torch.tensor([word[0] in "aeiou" for word in words()], device=device),
             torch.tensor(list(COLORS.values()), device=device),
             torch.tensor([NAMES.index(held_out_color(family)) for family in KNOWN], device=device),
+            torch.tensor(LEVELS, device=device),
+            torch.tensor(SLOT_COUNTS, device=device),
+            torch.tensor(SLOT_SHARES, device=device),
         )
 
 
@@ -124,7 +130,7 @@ def make_prompts(pool: Pool, vocabulary: Vocabulary, rng: torch.Generator) -> Pr
     source = vocabulary.colors[source]
 
     # Columns of the longest row: article, wrong colour, colour, family, slots, "with" c2 p2 "and" c3 p3, ", 3d asset".
-    level = torch.multinomial(torch.tensor(LEVELS, device=device), count, True, generator=rng)
+    level = torch.multinomial(vocabulary.levels, count, True, generator=rng)
     second = ~instance & (level == 0)
     third = second.clone()
     single = ~instance & (level == 1)
@@ -136,8 +142,7 @@ def make_prompts(pool: Pool, vocabulary: Vocabulary, rng: torch.Generator) -> Pr
     colored = (~instance & (level < 3)) | edit_main | own
     wrong = ~instance & (level < 3) & _chance(WRONG_COLOR, count, rng)
     stray = vocabulary.colors[_other_colors(pool.colors[:, 0], pool.colors[:, 0], rng)]
-    slots = torch.multinomial(torch.tensor(SLOT_SHARES, device=device), count, True, generator=rng)
-    slots = torch.tensor(SLOT_COUNTS, device=device)[slots]
+    slots = vocabulary.slot_counts[torch.multinomial(vocabulary.slot_shares, count, True, generator=rng)]
     suffix = _chance(SUFFIX_SHARE, count, rng)
 
     word = dict.fromkeys(("with", "and", ",", "3d", "asset"))

@@ -103,7 +103,7 @@ class Schedule:
 
 
 def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
-    """Gradients of zero that are views of the returned tensor, so that one call averages all of them.
+    """Gradients of zero that lie in the returned tensor one after the other, so that one call averages all of them.
 
     Each has its parameter's strides, as autograd's own would, and starts on a border of 256 bytes.
     """
@@ -112,7 +112,7 @@ def flat_gradients(parameters: list[nn.Parameter]) -> Tensor:
         starts.append(starts[-1] + -(-parameter.numel() // 64) * 64)
     flat = torch.zeros(starts.pop(), device=parameters[0].device)
     for parameter, start in zip(parameters, starts, strict=True):
-        parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), start)
+        parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), start).data  # no view to the compiler
     return flat
 
 
@@ -120,8 +120,8 @@ class Gradients:
     """A loss with its gradients, ready to be taken again and again on inputs of the same shapes.
 
     On a GPU the loss is compiled, and forward and backward are captured as one CUDA graph: a step costs the CPU a few
-    copies and one launch, where the launches of its kernels would take longer than the kernels. The parameters' ``grad``
-    tensors must stay the same from then on.
+    copies and one launch, where the launches of its kernels would take longer than the kernels. From then on the
+    parameters' ``grad`` tensors must stay the same ones.
     """
 
     def __init__(
@@ -144,19 +144,27 @@ class Gradients:
         side.wait_stream(usual)
         with torch.cuda.stream(side):  # compiles, and lets libraries allocate what a capture may not
             for _ in range(3):
-                self._fill(*self.inputs)
+                expected = self._fill(*self.inputs)["loss"]
         usual.wait_stream(side)
+        expected = torch.stack([expected, self._norm()])
         gc.collect()  # nothing of an earlier step or graph may be freed while this one is recorded
         graph = torch.cuda.CUDAGraph()
         try:
             # On the stream of the warm-up; other threads (of NCCL, of the compiler) may do as they like meanwhile.
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 self.metrics = self._fill(*self.inputs)
+            graph.replay()
+            found = torch.stack([self.metrics["loss"], self._norm()])
+            if not torch.allclose(found, expected, rtol=0.05):
+                raise RuntimeError(f"loss and gradient are {found.tolist()} in replay, but {expected.tolist()} before")
             self.graph = graph
         except RuntimeError:
             torch.cuda.set_stream(usual)  # a capture that fails leaves its own
             log.warning("the step could not be captured, launches will cost time", exc_info=True)
         log.info("compiled%s in %.0f s", " and captured" if self.graph else "", time.monotonic() - began)
+
+    def _norm(self) -> Tensor:
+        return nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def _fill(self, *inputs: Tensor) -> dict[str, Tensor]:
         torch._foreach_zero_([p.grad for p in self.parameters])

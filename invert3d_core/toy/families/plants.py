@@ -120,5 +120,5 @@ PLANTS = (
     Family("cake", ("icing", "candles"), cake),
     Family("burger", ("meat", "salad"), burger),
     Family("pear", ("stem", "leaf"), pear),
-    Family("cactus", ("pot", "heart"), cactus, nearest="tree"),
+    Family("cactus", ("base", "heart"), cactus, nearest="tree"),
 )

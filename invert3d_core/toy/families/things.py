@@ -153,5 +153,5 @@ THINGS = (
     Family("snowman", ("hat", "scarf"), snowman),
     Family("present", ("ribbon", "bow"), gift),
     Family("balloon", ("basket", "stripe"), balloon),
-    Family("bottle", ("cap", "stripe"), bottle, nearest="vase"),
+    Family("bottle", ("lid", "stripe"), bottle, nearest="vase"),
 )

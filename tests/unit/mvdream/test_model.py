@@ -239,6 +239,7 @@ def test_sampling_is_the_published_loop(model: MVDream, draw: Any) -> None:
     found = model.sample("a red cup", cams(), seed=5, **options)
     assert torch.equal(found, expected)
     assert torch.equal(model.sample("a red cup, 3d asset", vectors, latents=noise, **options), expected)
+    assert torch.equal(model.sample("a red cup", cams(), seed=5, decode=False, **options), latents)
     for change in (
         {"seed": 6},
         {"suffix": ""},

@@ -1,5 +1,6 @@
 """The training of the toy model: what it must never show, and that the shipped file draws what was trained."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,10 +13,10 @@ from invert3d_core.toy.primitives import COLOR, PART
 from invert3d_core.toy.vocabulary import words
 from tools.toy_training.export import export
 from tools.toy_training.networks import encode_text, make_vae, word_table
-from tools.toy_training.pool import PRIMITIVES, camera_vectors, draw_pool
+from tools.toy_training.pool import PRIMITIVES, _jittered, camera_vectors, draw_pool
 from tools.toy_training.preview import text_ids
 from tools.toy_training.prompts import END, SLOT, Vocabulary, make_prompts
-from tools.toy_training.training import Diffusion
+from tools.toy_training.training import Diffusion, flat_gradients
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,29 @@ def test_held_out_colours_never_appear_as_main_colours(pool):
 def test_the_pool_does_not_depend_on_how_it_is_split():
     one, other = draw_pool(30, seed=4, chunk=10), draw_pool(30, seed=4, chunk=10, processes=2)
     assert torch.equal(one.rows, other.rows) and torch.equal(one.colors, other.colors)
+
+
+def test_no_asset_is_empty(pool):
+    """An asset without primitives has no size: its features would be NaN, and soon all weights as well."""
+    rng, rows = np.random.default_rng(0), pool.rows[0].numpy()[:4]
+    assert min(len(_jittered(rng, rows)) for _ in range(2000)) >= 2
+    assert ((pool.rows[..., 0] >= 0).sum(1) >= 2).all()
+
+
+def test_flat_gradients_are_autograds():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.Conv2d(5, 7, 1))
+    network.to(memory_format=torch.channels_last)
+    parameters = list(network.parameters())
+    loss = network(torch.rand(2, 3, 8, 8)).square().mean()
+    expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+    flat = flat_gradients(parameters)
+    before = [p.grad for p in parameters]
+    loss.backward()
+    for parameter, held, wanted in zip(parameters, before, expected, strict=True):
+        assert parameter.grad is held and held.stride() == parameter.stride()
+        assert torch.equal(held, wanted)
+    assert float(flat.norm()) == pytest.approx(float(torch.cat([g.flatten() for g in expected]).norm()))
 
 
 def test_prompts_say_what_the_pictures_show(pool):

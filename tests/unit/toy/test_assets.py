@@ -16,6 +16,12 @@ def test_there_are_enough_families_and_held_out_ones():
     assert len(HELD_OUT) >= 6
 
 
+def test_captions_of_new_families_hold_no_word_that_training_never_showed():
+    learned = {family.name for family in KNOWN} | {part for family in KNOWN for part in family.parts}
+    for family in HELD_OUT:
+        assert {family.nearest, *family.parts} <= learned
+
+
 @pytest.mark.parametrize("family", ALL)
 def test_every_family_gives_a_framed_asset_with_all_its_parts(family):
     asset = assets.draw(11, family)
