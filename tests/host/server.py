@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tests.host.toy_stand_in import pack_with_weights
+
 PACK = Path(__file__).resolve().parents[2]
 
 # What ComfyUI writes to its log when a pack, or a node of it, did not load; the server starts all the same.
@@ -32,6 +34,7 @@ class Server:
     ) -> None:
         self.comfyui, self.python, self.base = comfyui, python, base
         self.pack_folder = pack_folder
+        self.pack = pack_with_weights(PACK, base / "pack")
         self.arguments = arguments
         self.log_file = base / "comfyui.log"
         self.port = 0
@@ -95,7 +98,7 @@ class Server:
             folder.mkdir(parents=True, exist_ok=True)
         link = custom_nodes / self.pack_folder
         if not link.is_symlink():  # there when a server is started again in its base folder
-            link.symlink_to(PACK, target_is_directory=True)
+            link.symlink_to(self.pack, target_is_directory=True)
         shutil.copyfile(Path(__file__).with_name("probe_pack.py"), custom_nodes / "invert3d_probe.py")
         # Without these the page opens with its own dialogs before the graph.
         settings = self.base / "user" / "default" / "comfy.settings.json"

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from invert3d_core import splats, tokens
 from invert3d_core.toy.assets import draw
 from tests.host.client import Client, PromptRejected, Run, decode_image
-from tests.host.server import PACK, Server
+from tests.host.server import Server
 
-TOY_WEIGHTS = PACK / "invert3d_core" / "toy" / "model.safetensors"
 IMAGE_SIZE = 128  # of the toy
 SHARED = {"vectors": 1, "initial_words": "chair"}  # one training that several tests use, since it is done once
 
@@ -118,7 +117,7 @@ def test_a_splat_becomes_a_token_and_the_token_becomes_views(client: Client, ser
     assert load_file(server.base / "output" / "latents.safetensors")["samples"].shape[0] == 4
 
     strips = [decode_image(picture).shape for node, picture in run.previews if node == "train"]
-    assert strips == [(IMAGE_SIZE, 4 * IMAGE_SIZE, 3)] * 2, "a strip of views every two steps"
+    assert set(strips) == {(IMAGE_SIZE, 4 * IMAGE_SIZE, 3)} and len(strips) <= 2, "strips of views, not at every step"
     assert any(node == "sample" for node, _ in run.previews)
 
 
@@ -415,8 +414,8 @@ def test_only_models_that_read_cameras_are_offered_from_the_checkpoints(client: 
 def test_model_in_a_folder_with_its_vocabulary(client: Client, server: Server) -> None:
     folder = server.base / "models" / "mvdream" / "copy of the toy"
     folder.mkdir(parents=True)
-    for file in (TOY_WEIGHTS, TOY_WEIGHTS.with_name("tokenizer.json")):
-        (folder / file.name).symlink_to(file)
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).symlink_to(server.pack / "invert3d_core" / "toy" / name)
     prompt = text_to_views(client, seed=41)
     built_in = client.images(client.succeed(prompt), "images")
     prompt["model"]["inputs"]["model"] = "copy of the toy/model.safetensors"

@@ -14,6 +14,10 @@ from tests.host.server import PACK
 from tests.host.test_pack import NODE_IDS
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+needs_trained_weights = pytest.mark.skipif(
+    not (PACK / "invert3d_core" / "toy" / "model.safetensors").is_file(),
+    reason="the toy's trained weights are not in this checkout, and random ones draw nothing",
+)
 IMAGE_SIZE = 128  # of the toy
 
 
@@ -63,7 +67,7 @@ def test_every_node_is_in_a_workflow() -> None:
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
-def test_workflow_fits_the_nodes_and_comes_with_a_picture(file: Path, client: Client, comfy_page: ComfyPage) -> None:
+def test_workflow_fits_the_nodes(file: Path, client: Client, comfy_page: ComfyPage) -> None:
     """Every widget of every node has a value, of the kind and in the place that the node expects now."""
     prompt = comfy_page.prompt_of(file)
     for node in prompt.values():
@@ -79,6 +83,11 @@ def test_workflow_fits_the_nodes_and_comes_with_a_picture(file: Path, client: Cl
     assert not re.search(r"/(home|root|tmp|Users)/|localhost|127\.0\.0\.1", text)
     templates = client.get("/api/workflow_templates")
     assert file.stem in templates["comfyui-invert3d"]
+
+
+@needs_trained_weights
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflow_comes_with_a_picture(file: Path, client: Client) -> None:
     address = f"{client.url}/api/workflow_templates/comfyui-invert3d/{file.stem}.jpg"
     with urllib.request.urlopen(address, timeout=30) as answer:
         picture = decode_image(answer.read())
@@ -86,6 +95,7 @@ def test_workflow_fits_the_nodes_and_comes_with_a_picture(file: Path, client: Cl
     assert picture.std() > 0.1
 
 
+@needs_trained_weights
 def test_quickstart_learns_the_splat_and_draws_it(client: Client, comfy_page: ComfyPage) -> None:
     prompt = shortened(
         comfy_page.prompt_of(PACK / "workflows" / "invert3d_quickstart.json"),
@@ -105,6 +115,7 @@ def test_quickstart_learns_the_splat_and_draws_it(client: Client, comfy_page: Co
     assert redness[1].mean() > redness[0].mean() + 0.1, "the edit is red"
 
 
+@needs_trained_weights
 def test_text_to_views_draws_what_it_says(client: Client, comfy_page: ComfyPage) -> None:
     prompt = shortened(comfy_page.prompt_of(PACK / "workflows" / "text_to_views.json"), {"Invert3DMVDreamSampler": 12})
     images = client.images(client.succeed(prompt), titled(prompt, "Views"))
