@@ -24,6 +24,19 @@ NEAR = 0.2  # of 3D Gaussian splatting, in scene units
 NEAR_SHARE = 0.05  # of the distance to the middle: an object smaller than a hand must not be cut away
 
 
+def azimuth_start_input(advanced: bool) -> io.Input:
+    """The widget for where a ring of cameras starts."""
+    return io.Float.Input(
+        "azimuth_start_deg",
+        default=0.0,
+        min=-360.0,
+        max=360.0,
+        step=1.0,
+        tooltip="Where the ring starts: 0 looks at the front, 90 at the side of +x.",
+        advanced=advanced,
+    )
+
+
 def orbit_inputs(advanced: bool) -> list[io.Input]:
     """The widgets of an orbit; `orbit_cameras` takes their values."""
     return [
@@ -33,15 +46,7 @@ def orbit_inputs(advanced: bool) -> list[io.Input]:
             default="15",
             tooltip="Height of the ring in degrees, −90 (below) to 90 (above); several rings as a list: 0, 30.",
         ),
-        io.Float.Input(
-            "azimuth_start_deg",
-            default=0.0,
-            min=-360.0,
-            max=360.0,
-            step=1.0,
-            tooltip="Where the ring starts: 0 looks at the front, 90 at the side of +x.",
-            advanced=advanced,
-        ),
+        azimuth_start_input(advanced),
         io.Float.Input(
             "azimuth_span_deg",
             default=360.0,

@@ -13,6 +13,7 @@ from ..invert3d_core.cameras import Cameras
 from ..invert3d_core.inversion.views import model_orbit
 from ..invert3d_core.mvdream import ModelInfo
 from . import host
+from .cameras import azimuth_start_input
 from .types import Cameras as CamerasSocket
 from .types import MVDream as MVDreamSocket
 
@@ -197,15 +198,7 @@ class MVDreamSampler(io.ComfyNode):
                     advanced=True,
                 ),
                 io.Int.Input("views", default=4, min=1, max=64, tooltip="Cameras on the ring, evenly spaced."),
-                io.Float.Input(
-                    "azimuth_start_deg",
-                    default=0.0,
-                    min=-360.0,
-                    max=360.0,
-                    step=1.0,
-                    tooltip="Where the ring starts: 0 looks at the front, 90 at the side of +x.",
-                    advanced=True,
-                ),
+                azimuth_start_input(advanced=True),
                 io.Float.Input(
                     "elevation_deg",
                     default=15.0,

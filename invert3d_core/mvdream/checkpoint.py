@@ -155,6 +155,11 @@ def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:
     found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.is_file())
     if len(found) == 1:
         return found[0]
+    if name in BUILT_IN and not found:
+        raise ModelError(
+            f"The weights of the built-in model '{name}' are not in this copy of Invert3D ('{path}'). Get a copy that "
+            "holds model.safetensors there, train them with tools/train_toy.sh, or choose an MVDream checkpoint."
+        )
     what = f"holds {len(found)} ({', '.join(file.name for file in found[:5])})" if found else "holds none"
     raise ModelError(
         f"The folder '{path}' of model '{name}' {what} of the files that can be a checkpoint ({', '.join(_ENDINGS)}); "

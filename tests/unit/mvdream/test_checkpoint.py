@@ -234,6 +234,9 @@ def test_finding_the_file(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "BUILT_IN", {"toy": tmp_path / "nowhere"})
     with pytest.raises(ModelError, match="There is no model 'toy'"):
         find_checkpoint("toy")
+    monkeypatch.setattr(module, "BUILT_IN", {"toy": tmp_path})
+    with pytest.raises(ModelError, match="built-in model 'toy' are not in this copy"):
+        find_checkpoint("toy")
 
 
 def test_assumed_values_are_those_of_the_layout(checkpoint: Path, published: dict[str, Tensor]) -> None:
