@@ -25,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from invert3d_core.metrics import foreground_psnr
 from invert3d_core.toy.assets import draw, held_out_color
 from invert3d_core.toy.colors import NAMES
 from invert3d_core.toy.families import HELD_OUT, KNOWN
@@ -32,7 +33,7 @@ from tools.toy_training.classifier import Classifier, classifier_loss
 from tools.toy_training.export import export
 from tools.toy_training.networks import LATENT_CHANNELS
 from tools.toy_training.pool import IMAGE_SIZE, PRIMITIVES, VIEWS, Pool, draw_pool, render_pool
-from tools.toy_training.preview import draw_views, foreground_psnr, text_ids, token_ids
+from tools.toy_training.preview import draw_views, text_ids, token_ids
 from tools.toy_training.training import (
     Diffusion,
     Gradients,

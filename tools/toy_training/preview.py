@@ -60,10 +60,3 @@ def draw_views(
     mean, deviation = (tensor.view(1, -1, 1, 1) for tensor in statistics)
     images = vae.decode(latents.float() * deviation + mean).sample
     return (images.float() / 2 + 0.5).clamp(0, 1).movedim(1, -1).unflatten(0, (count, VIEWS))
-
-
-def foreground_psnr(drawn: Tensor, truth: Tensor) -> Tensor:  # (B, V, H, W, 3) twice -> (B,)
-    """PSNR over the union of both silhouettes (any channel below 0.94) of all views."""
-    mask = (drawn.amin(-1) < 0.94) | (truth.amin(-1) < 0.94)
-    error = (((drawn - truth) ** 2).mean(-1) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1)
-    return -10 * error.clamp_min(1e-10).log10()
