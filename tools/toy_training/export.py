@@ -66,6 +66,7 @@ def export(folder: Path, unet: nn.Module, text: nn.Module, vae: nn.Module, mean:
         if not key.endswith("position_ids")
     }
     path = folder / "model.safetensors"
-    save_file(state, path, metadata=INFO.to_metadata() | {"format": "pt"})
+    # One entry alone: safetensors writes several in no fixed order, and the file's hash must be that of its content.
+    save_file(state, path, metadata=INFO.to_metadata())
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     return path

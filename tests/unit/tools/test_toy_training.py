@@ -87,7 +87,9 @@ def test_the_exported_file_predicts_what_was_trained(tmp_path, pool):
     torch.manual_seed(0)
     diffusion, vae = Diffusion().eval(), make_vae().eval()
     mean, deviation = torch.linspace(-1, 1, 8), torch.linspace(0.5, 2, 8)
-    export(tmp_path, diffusion.unet, diffusion.text, vae, mean, deviation)
+    file = export(tmp_path, diffusion.unet, diffusion.text, vae, mean, deviation)
+    again = [export(tmp_path / str(i), diffusion.unet, diffusion.text, vae, mean, deviation) for i in range(8)]
+    assert len({path.read_bytes() for path in (file, *again)}) == 1, "the same weights give the same file"
     model = mvdream.load(str(tmp_path), device="cpu")
     assert model.info.base == "toy" and model.info.front_azimuth_deg == 0
 
