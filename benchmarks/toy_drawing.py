@@ -11,7 +11,6 @@ from invert3d_core.mvdream import MVDream, drawing
 from invert3d_core.toy.scoring import SAMPLING_STEPS
 
 VIEWS = 4
-STEPS = SAMPLING_STEPS
 
 
 def draw_prompts(
@@ -20,7 +19,7 @@ def draw_prompts(
     """Views of each prompt from each seed's noise, (S,P,4,H,W,3) on the CPU; the U-Net in bfloat16 on a GPU."""
     autocast = torch.bfloat16 if model.device.type == "cuda" else None
     return drawing.draw_prompts(
-        model, prompts, cams, seeds, guidance_scale, steps=STEPS, batch=batch, autocast=autocast
+        model, prompts, cams, seeds, guidance_scale, steps=SAMPLING_STEPS, batch=batch, autocast=autocast
     )
 
 

@@ -9,7 +9,6 @@ quickstart trains a token: minutes), and writes ``workflows/<name>.jpg``. Needs 
 import argparse
 import io
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -17,9 +16,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.host.client import Client
-from tests.host.locate import find_comfyui, find_python
-from tests.host.page import ComfyPage, find_chromium
-from tests.host.server import PACK, Server
+from tests.host.page import real_page
+from tests.host.server import PACK
 
 SIDE = 768  # the page draws thumbnails square and scales them down
 RUN_SECONDS = 1800
@@ -56,21 +54,12 @@ def main() -> None:
     names = parser.parse_args().names
     if unknown := set(names) - ROWS.keys():
         parser.error(f"no workflow {', '.join(sorted(unknown))}")
-    comfyui, chromium = find_comfyui(), find_chromium()
-    if comfyui is None or chromium is None:
-        sys.exit("a ComfyUI (COMFYUI_PATH) and a Chromium are needed")
-    with tempfile.TemporaryDirectory() as base:
-        server = Server(comfyui, find_python(comfyui), Path(base))
-        server.start()
-        try:
-            with ComfyPage(server.url, chromium) as page:
-                for name in names:
-                    prompt = page.prompt_of(PACK / "workflows" / f"{name}.json")
-                    file = PACK / "workflows" / f"{name}.jpg"
-                    compose(views_of(Client(server.url), prompt, ROWS[name])).save(file, quality=90, optimize=True)
-                    print(f"{file.relative_to(PACK)}, {file.stat().st_size:,} bytes")
-        finally:
-            server.stop()
+    with real_page() as (server, page):
+        for name in names:
+            prompt = page.prompt_of(PACK / "workflows" / f"{name}.json")
+            file = PACK / "workflows" / f"{name}.jpg"
+            compose(views_of(Client(server.url), prompt, ROWS[name])).save(file, quality=90, optimize=True)
+            print(f"{file.relative_to(PACK)}, {file.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ It starts the ComfyUI that the host tests use, builds each graph by the page's o
 
 import json
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.host.locate import find_comfyui, find_python
-from tests.host.page import ComfyPage, find_chromium
-from tests.host.server import PACK, Server
+from tests.host.page import ComfyPage, real_page
+from tests.host.server import PACK
 
 WORKFLOWS = PACK / "workflows"
 MUTED = 2  # LiteGraph's mode of a node that does not run
@@ -212,22 +210,13 @@ def build(page: ComfyPage, name: str) -> dict:
 
 
 def main() -> None:
-    comfyui, chromium = find_comfyui(), find_chromium()
-    if comfyui is None or chromium is None:
-        sys.exit("a ComfyUI (COMFYUI_PATH) and a Chromium are needed")
     WORKFLOWS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as base:
-        server = Server(comfyui, find_python(comfyui), Path(base))
-        server.start()
-        try:
-            with ComfyPage(server.url, chromium) as page:
-                for name in GRAPHS:
-                    file = WORKFLOWS / f"{name}.json"
-                    text = json.dumps(build(page, name), indent=2, ensure_ascii=False)
-                    file.write_text(text + "\n", encoding="utf-8")
-                    print(file.relative_to(PACK))
-        finally:
-            server.stop()
+    with real_page() as (_, page):
+        for name in GRAPHS:
+            file = WORKFLOWS / f"{name}.json"
+            text = json.dumps(build(page, name), indent=2, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
+            print(file.relative_to(PACK))
 
 
 if __name__ == "__main__":

@@ -181,10 +181,9 @@ def quaternions_facing(normals: Tensor) -> Tensor:  # (..., 3) -> (..., 4)
 def bounding_sphere(positions: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:  # (B,N,3), (B,N) -> (B,3), (B,)
     """Centre and radius by which assets are framed: what `cameras.fit_sphere` finds, for a batch of opaque assets."""
     center = (positions.amin(1) + positions.amax(1)) / 2
+    assets = torch.arange(len(positions), device=positions.device)
     for i in range(1, 65):
         farthest = (positions - center[:, None]).square().sum(-1).argmax(1)
-        center = center + (positions[torch.arange(len(positions), device=positions.device), farthest] - center) / (
-            i + 1
-        )
+        center = center + (positions[assets, farthest] - center) / (i + 1)
     distances = (positions - center[:, None]).norm(dim=-1) + reach
     return center, distances.kthvalue(math.ceil(RADIUS_SHARE * distances.shape[1]), dim=1).values

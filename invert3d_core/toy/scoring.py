@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras, fit_radius, orbit
+from ..cameras import Cameras
+from ..inversion.views import model_orbit
 from ..metrics import foreground_mask, foreground_psnr, silhouette_iou
 from ..mvdream import ModelInfo
 
@@ -18,8 +19,7 @@ CAPTION_GUIDANCE = 4.0
 
 def scoring_cameras(info: ModelInfo) -> Cameras:
     """The four cameras of every score, framed as the model expects an asset in a sphere of radius 1 around 0."""
-    distance = fit_radius(1.0, info.fov_y_deg, info.image_size, info.image_size, info.fill)
-    return orbit(AZIMUTHS_DEG, ELEVATION_DEG, distance, info.fov_y_deg, info.image_size, info.image_size)
+    return model_orbit(info, list(AZIMUTHS_DEG), ELEVATION_DEG)
 
 
 def scores(

@@ -5,7 +5,6 @@ No weights are stored: they follow from a fill rule, see `fill`. Tolerances are 
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ from invert3d_core.mvdream.checkpoint import (
 HERE = Path(__file__).parent
 MVDREAM = HERE / "mvdream"
 HEADS = {"unet_sd21": [2, 4, 8, 8], "unet_sd15": 4}  # 16 channels a head; 4 heads
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with more threads, and far slower while other work wants the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tensors(path: str) -> dict[str, Tensor]:

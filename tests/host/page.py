@@ -2,9 +2,16 @@
 
 import json
 import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+
+from tests.host.locate import find_comfyui, find_python
+from tests.host.server import Server
 
 # Rendering without a GPU: WebGL2 on SwiftShader, as the host's 3D viewers need it.
 ARGUMENTS = [
@@ -20,6 +27,22 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def find_chromium() -> str | None:
     """The system's Chromium, None when there is none."""
     return next((path for path in map(shutil.which, BROWSERS) if path), None)
+
+
+@contextmanager
+def real_page() -> Iterator[tuple[Server, "ComfyPage"]]:
+    """A ComfyUI started for the occasion and its page, for tools; SystemExit where one of them is not to be had."""
+    comfyui, chromium = find_comfyui(), find_chromium()
+    if comfyui is None or chromium is None:
+        sys.exit("a ComfyUI (COMFYUI_PATH) and a Chromium are needed")
+    with tempfile.TemporaryDirectory() as base:
+        server = Server(comfyui, find_python(comfyui), Path(base))
+        server.start()
+        try:
+            with ComfyPage(server.url, chromium) as page:
+                yield server, page
+        finally:
+            server.stop()
 
 
 class ComfyPage:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from invert3d_core.mvdream.sampling import ddim
+from invert3d_core.mvdream.sampling import ddim, guide, noise_from_velocity
 from invert3d_core.toy.vocabulary import MAX_LENGTH
 
 from .pool import VIEWS, Pool, camera_vectors
@@ -42,7 +42,6 @@ def draw_views(
     noise = torch.randn((1, VIEWS, 8, 16, 16), generator=rng).to(device).expand(count, -1, -1, -1, -1).flatten(0, 1)
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
-        alpha = diffusion.alphas[int(timestep)]
         times = torch.full((2 * len(latents),), int(timestep), device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             velocity = diffusion.unet(
@@ -53,8 +52,8 @@ def draw_views(
                 cross_attention_kwargs={"num_frames": VIEWS},
             ).sample.float()
         without, with_text = velocity.chunk(2)
-        velocity = without + guidance_scale * (with_text - without)
-        return alpha.sqrt() * velocity + (1 - alpha).sqrt() * latents
+        guided = guide(with_text, without, guidance_scale)
+        return noise_from_velocity(guided, latents, int(timestep), diffusion.alphas)
 
     latents = ddim(predict, noise, steps)
     mean, deviation = (tensor.view(1, -1, 1, 1) for tensor in statistics)

@@ -17,15 +17,6 @@ from invert3d_core.tokens import Token
 from tests.unit.inversion.tiny_model import make_model, make_views
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many threads on shared cores wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def settings(**changes):
     base = {"steps": 6, "vectors": 3, "initial_words": "red cup", "validation_every": 3, "validation_sets": 2}
     return inversion.preset("recommended", **{**base, **changes})

@@ -1,6 +1,5 @@
 """Small networks with the shapes of the built-in model, drawn with a fixed seed, and a checkpoint file of them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ INFO = ModelInfo(
     steps=2,
     guidance_scale=2.0,
 )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower with more threads, and far slower while other work wants the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def seeded(make: Any) -> Any:
