@@ -14,10 +14,11 @@ VIEWS = 4
 
 
 def draw_prompts(
-    model: MVDream, prompts: Sequence[str], cams: Cameras, seeds: Sequence[int], guidance_scale: float, batch: int = 16
+    model: MVDream, prompts: Sequence[str], cams: Cameras, seeds: Sequence[int], guidance_scale: float
 ) -> Tensor:
     """Views of each prompt from each seed's noise, (S,P,4,H,W,3) on the CPU; the U-Net in bfloat16 on a GPU."""
-    autocast = torch.bfloat16 if model.device.type == "cuda" else None
+    cuda = model.device.type == "cuda"
+    autocast, batch = (torch.bfloat16, 128) if cuda else (None, 16)
     return drawing.draw_prompts(
         model, prompts, cams, seeds, guidance_scale, steps=SAMPLING_STEPS, batch=batch, autocast=autocast
     )

@@ -40,9 +40,7 @@ from invert3d_core.toy.scoring import scores, scoring_cameras
 GUIDANCE = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 
 
-def learn(
-    model: MVDream, subjects: list[Subject], config: inversion.InversionConfig, prefix: str, batch: int
-) -> list[Token]:
+def learn(model: MVDream, subjects: list[Subject], config: inversion.InversionConfig, batch: int) -> list[Token]:
     """One token per subject, started from the words of its full caption."""
     tokens: list[Token] = []
     for start in range(0, len(subjects), batch):
@@ -51,7 +49,7 @@ def learn(
             model,
             [subject.splats for subject in chosen],
             config,
-            names=[f"{prefix}{start + i}" for i in range(len(chosen))],
+            names=[f"t{start + i}" for i in range(len(chosen))],
             initial_words=[initial_words(subject) for subject in chosen],
         )
         tokens += [result.token for result in results]
@@ -133,7 +131,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--noises", type=int, default=4)
     parser.add_argument("--limit", type=int, default=0, help="score only every n-th asset (a trial); 0 scores all")
-    parser.add_argument("--batch", type=int, default=64 if torch.cuda.is_available() else 1, help="tokens at once")
+    parser.add_argument("--batch", type=int, default=80 if torch.cuda.is_available() else 1, help="tokens at once")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the training")
     parser.add_argument("--out", type=Path, help="folder for the table, numbers and contact sheet")
     parser.add_argument("--tag", default="toy_inversion")
@@ -153,7 +151,9 @@ def main() -> None:
     subjects = [make_subject(asset, cams) for asset in ([] if options.tune_only else scored_assets()[::every])]
 
     began = time.monotonic()
-    tuned = learn(model, tuning, config, "t", options.batch)
+    learned = learn(model, tuning + subjects, config, options.batch)
+    training_seconds = time.monotonic() - began
+    tuned, tokens = learned[: len(tuning)], learned[len(tuning) :]
     chosen_model = with_tokens(model, tuned)
     rows_of_words = {
         "short": [s.asset.short_caption() for s in tuning],
@@ -166,9 +166,6 @@ def main() -> None:
     print(f"guidance chosen on {len(tuning)} other assets: {guidance}", flush=True)
     if options.tune_only:
         subjects, tokens = tuning, tuned
-    else:
-        tokens = learn(model, subjects, config, "s", options.batch)
-    training_seconds = time.monotonic() - began
     report(options, model, config, subjects, tokens, guidance, cams, seeds, training_seconds)
 
 
