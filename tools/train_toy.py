@@ -1,6 +1,6 @@
 """Train the built-in toy model: a resumable script that can work in slices.
 
-    python tools/train_toy.py warm --folder RUN &
+    python tools/train_toy.py warm --part vae --folder RUN & ... --part unet & ... --part flat &
     python tools/train_toy.py draw --folder RUN --assets 220000 --processes 30
     torchrun --standalone --virtual-local-rank --nproc_per_node 2 tools/train_toy.py train --folder RUN --stop-after 540
     python tools/train_toy.py classifier --folder RUN
@@ -46,12 +46,14 @@ from tools.toy_training.training import (
 )
 
 log = logging.getLogger("toy_training")
+PARTS = ("vae", "unet", "flat")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("draw", "warm", "train", "classifier"))
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--part", choices=PARTS, default="vae", help="of warm: the kind of step to compile")
     parser.add_argument("--assets", type=int, default=220_000, help="training assets for each GPU")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gpus", type=int, default=max(1, torch.cuda.device_count()))
@@ -76,18 +78,21 @@ def draw_pools(options: argparse.Namespace) -> None:
 
 
 def warm(options: argparse.Namespace) -> None:
-    """Compile the networks on noise, so that the processes of ``train`` find the compiler's cache filled."""
+    """Compile one kind of step on noise, so that the processes of ``train`` find the compiler's cache filled."""
     run = begin(options)
-    run.folder = options.folder / "warm"
+    run.folder = options.folder / "warm" / options.part
     run.folder.mkdir(parents=True, exist_ok=True)
-    pool = draw_pool(options.batch, seed=1).map(lambda tensor: tensor.to(run.device))
+    pool = draw_pool(options.batch, seed=1, processes=1).map(lambda tensor: tensor.to(run.device))
     shape = (len(pool), VIEWS)
-    images = torch.randint(0, 255, (*shape, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, device=run.device)
-    train_vae(run, images, 1e-9, time.monotonic())
+    if options.part == "vae":
+        images = torch.randint(0, 255, (*shape, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, device=run.device)
+        train_vae(run, images, 1e-9, time.monotonic())
+        return
     latents = torch.randn(*shape, LATENT_CHANNELS, 16, 16, device=run.device).to(torch.bfloat16)
     alphas = torch.zeros(*shape, 16, 16, dtype=torch.uint8, device=run.device)
     spheres = torch.tensor([0.0, 0.0, 0.0, 1.0], device=run.device).expand(len(pool), 4)
-    train_unet(run, pool, latents, alphas, spheres, 1e-9, time.monotonic(), options.batch)
+    kinds = (options.part == "flat",)
+    train_unet(run, pool, latents, alphas, spheres, 1e-9, time.monotonic(), options.batch, kinds=kinds)
 
 
 def trial_assets() -> tuple[Pool, list[str]]:

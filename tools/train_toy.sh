@@ -23,22 +23,28 @@ logged() { # runs a command into the log and shows the log until it ends, whatev
   wait "$process"
 }
 
+warm() { # compiles one kind of step into the cache that the training finds filled, each kind in a process of its own
+  CUDA_VISIBLE_DEVICES=$(($2 % gpus)) "$python" tools/train_toy.py warm --part "$1" --folder "$run" >"$run/warm_$1.log" 2>&1
+}
+
 if [ ! -f "$run/prepared" ]; then
   "$python" -c 'from gsplat.cuda._backend import _C; assert _C is not None' >"$run/gsplat.log" 2>&1 &
   rasteriser=$!
-  "$python" tools/train_toy.py warm --folder "$run" >"$run/warm.log" 2>&1 &
+  warm vae 0 &
   compiler=$!
+  # The U-Net's steps are needed after the VAE is trained: nothing waits for them here.
+  warm unet 1 &
+  warm flat 1 &
   "$python" tools/train_toy.py draw --folder "$run" --gpus "$gpus" ${ASSETS:+--assets "$ASSETS"} >"$run/draw.log" 2>&1 ||
     { tail -20 "$run/draw.log"; exit 1; }
   echo "drawn after $((SECONDS - began)) s"
   wait "$rasteriser" || { tail -20 "$run/gsplat.log"; exit 1; }
   echo "rasteriser built after $((SECONDS - began)) s"
-  wait "$compiler" || { echo "the networks could not be compiled ahead of time"; tail -20 "$run/warm.log"; }
-  grep -E "compiled|captured" "$run/warm.log" || true
-  if ! grep -q "and captured" "$run/warm.log" && [ -z "${EAGER_OK:-}" ]; then
+  wait "$compiler" || { echo "the networks could not be compiled ahead of time"; tail -20 "$run/warm_vae.log"; }
+  grep -E "compiled|captured" "$run/warm_vae.log" || true
+  if ! grep -q "and captured" "$run/warm_vae.log" && [ -z "${EAGER_OK:-}" ]; then
     echo "the steps could not be captured as CUDA graphs (see above), so training would be several times slower;"
     echo "mend that, or accept it with EAGER_OK=1"
-    rm -f "$run"/warm/*.pt
     exit 1
   fi
   touch "$run/prepared"

@@ -376,7 +376,9 @@ def train_unet(
     stop_at: float,
     batch: int = 128,
     peak: float = 1.1e-3,
+    kinds: tuple[bool, ...] = (False, True),
 ) -> Trainer:
+    """kinds: of steps, whether on single views without cameras; of two, the second has a share of `FLAT_SHARE`."""
     torch.manual_seed(2)
     diffusion = Diffusion().to(run.device)
     diffusion.unet.to(memory_format=torch.channels_last)
@@ -422,8 +424,11 @@ def train_unet(
         return loss
 
     if not trainer.done:
-        both = [Gradients(loss_of(flat), trainer.parameters, draw_batch()) for flat in (False, True)]
-        trainer.loop(
-            lambda: both[bool(torch.rand(1, generator=mode) < FLAT_SHARE)](*draw_batch()), stop_at, report_every=500
-        )
+        steps = [Gradients(loss_of(flat), trainer.parameters, draw_batch()) for flat in kinds]
+
+        def fill_gradients() -> dict[str, Tensor]:
+            rare = bool(torch.rand(1, generator=mode) < FLAT_SHARE)
+            return (steps[-1] if rare else steps[0])(*draw_batch())
+
+        trainer.loop(fill_gradients, stop_at, report_every=500)
     return trainer
