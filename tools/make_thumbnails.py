@@ -57,6 +57,7 @@ def main() -> None:
     with real_page() as (server, page):
         for name in names:
             prompt = page.prompt_of(PACK / "workflows" / f"{name}.json")
+            page.rest()
             file = PACK / "workflows" / f"{name}.jpg"
             compose(views_of(Client(server.url), prompt, ROWS[name])).save(file, quality=90, optimize=True)
             print(f"{file.relative_to(PACK)}, {file.stat().st_size:,} bytes")

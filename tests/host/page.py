@@ -73,12 +73,18 @@ class ComfyPage:
             timeout=60_000,
         )
 
+    def rest(self) -> None:
+        """Leave the page, which draws all the time, while a prompt needs the processor; `prompt_of` comes back."""
+        self.page.goto("about:blank")
+
     def prompt_of(self, workflow: Path | dict) -> dict:
         """The API prompt that the page queues for a UI workflow (a file or its content).
 
         AssertionError when the workflow holds a node type that the page does not know.
         """
         graph = workflow if isinstance(workflow, dict) else json.loads(workflow.read_text(encoding="utf-8"))
+        if self.page.url == "about:blank":
+            self.open()
         loaded = self.page.evaluate(
             """async graph => {
                 const wanted = graph.nodes.map(node => String(node.id)).sort().join()

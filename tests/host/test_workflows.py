@@ -101,6 +101,7 @@ def test_quickstart_learns_the_splat_and_draws_it(client: Client, comfy_page: Co
         comfy_page.prompt_of(PACK / "workflows" / "invert3d_quickstart.json"),
         {"Invert3DTrainInversionToken": 60, "Invert3DMVDreamSampler": 12},
     )
+    comfy_page.rest()
     assert not any("SaveInversionToken" in node["class_type"] for node in prompt.values()), "muted nodes do not run"
     run = client.succeed(prompt)
     truth = resized(client.images(run, titled(prompt, "The splat")), IMAGE_SIZE)
@@ -109,7 +110,7 @@ def test_quickstart_learns_the_splat_and_draws_it(client: Client, comfy_page: Co
     for images in (truth, token, edited):
         check_views_of_one_object(images)
     # After a tenth of the training the token is already the robot in shape, and not one view for another.
-    same = np.mean([overlap(*silhouettes(pair)) for pair in zip(truth, token, strict=True)])
+    same = np.mean([overlap(silhouettes(one), silhouettes(other)) for one, other in zip(truth, token, strict=True)])
     assert same > 0.5
     redness = [images[silhouettes(images)] @ np.array([1, -0.5, -0.5]) for images in (token, edited)]
     assert redness[1].mean() > redness[0].mean() + 0.1, "the edit is red"
