@@ -3,7 +3,22 @@
 `load` gives an `MVDream`. Nothing here imports diffusers or transformers before a network is made.
 """
 
-from . import attention, checkpoint, drawing, key_maps, metadata, networks, sampling, tokenizer
+from . import (
+    attention,
+    checkpoint,
+    conversion,
+    drawing,
+    graphs,
+    inspection,
+    key_maps,
+    known_models,
+    layouts,
+    metadata,
+    networks,
+    sampling,
+    tokenizer,
+    weights,
+)
 from .checkpoint import load
 from .metadata import ModelInfo
 from .model import MVDream
@@ -16,11 +31,17 @@ __all__ = [
     "add_tokenizer_folder",
     "attention",
     "checkpoint",
+    "conversion",
     "drawing",
+    "graphs",
+    "inspection",
     "key_maps",
+    "known_models",
+    "layouts",
     "load",
     "metadata",
     "networks",
     "sampling",
     "tokenizer",
+    "weights",
 ]

@@ -1,31 +1,37 @@
-"""Checkpoints: from a published MVDream file to networks, sizes read off the weights.
+"""Checkpoints: from a published MVDream, in whatever layout it is found, to networks, sizes read off the weights.
 
-One file holds U-Net, VAE and text encoder. `LAYOUTS` lists how the known files name their parts; everything a file
-holds must be known and everything a network needs must be there, or the error lists the keys.
+`layouts` tells the layouts apart. Everything a checkpoint holds must be known and everything a network needs must be
+there, or the error lists the keys.
 """
 
 import hashlib
 import logging
 import os
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from torch import Tensor
 
 from ..errors import ModelError
 from ..tokens import ENCODER_WIDTHS
-from . import key_maps
-from .metadata import PUBLISHED, ModelInfo, override, read_metadata
+from . import known_models
+from .layouts import (
+    LAYOUTS,
+    Checkpoint,
+    Layout,
+    detect_layout,
+    is_folder_checkpoint,
+    open_checkpoint,
+    unet_file,
+)
+from .metadata import ModelInfo, override
 from .model import MVDream
 from .networks import text_encoder_from_state_dict, unet_from_state_dict, vae_from_state_dict
 from .sampling import Schedule, alphas_cumprod
 from .tokenizer import find_tokenizer
+from .weights import ENDINGS, read_state_dict
 
 __all__ = [
     "BUILT_IN",
@@ -34,6 +40,8 @@ __all__ = [
     "detect_layout",
     "find_checkpoint",
     "load",
+    "model_hash",
+    "networks_of",
     "read_state_dict",
     "text_encoder_from_state_dict",
     "unet_from_state_dict",
@@ -45,44 +53,6 @@ logger = logging.getLogger("invert3d")
 BUILT_IN: Mapping[str, Path] = {"toy": Path(__file__).parents[1] / "toy"}
 """Models that come with the package, by name: folders with ``model.safetensors`` and ``tokenizer.json``."""
 
-_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_SCHEDULE_BUFFER = re.compile(r"betas|alphas_cumprod(_prev)?|(sqrt|log|posterior)_[a-z0-9_]+")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one kind of checkpoint file names its three parts.
-
-    unet, vae, text: prefixes of their keys. text_kind: "clip" (transformers' names) or "open_clip". base: the published
-    values to take where the file has no metadata, a key of `PUBLISHED`.
-    """
-
-    name: str
-    unet: str
-    vae: str
-    text: str
-    text_kind: str
-    base: str
-
-    @property
-    def prefixes(self) -> tuple[str, str, str]:
-        """The three prefixes: U-Net, VAE, text encoder."""
-        return self.unet, self.vae, self.text
-
-
-LAYOUTS: tuple[Layout, ...] = (
-    Layout("sd-v1.5-4view", key_maps.UNET_PREFIX, key_maps.VAE_PREFIX, key_maps.TEXT_PREFIX, "clip", "clip_l"),
-    Layout(
-        "sd-v2.1-base-4view",
-        key_maps.UNET_PREFIX,
-        key_maps.VAE_PREFIX,
-        key_maps.OPEN_CLIP_PREFIX,
-        "open_clip",
-        "clip_h",
-    ),
-)
-"""Every checkpoint layout that `load` reads."""
-
 
 def load(
     path_or_name: str | os.PathLike[str],
@@ -93,35 +63,27 @@ def load(
 ) -> MVDream:
     """The multi-view diffusion model of a checkpoint, frozen and ready to sample.
 
-    path_or_name: "toy" for the built-in model, a file in a layout of `LAYOUTS` (.safetensors; .pt and the like are read
-        without running any code in them), or a folder that holds one such file.
+    path_or_name: "toy" for the built-in model; a file as published (.safetensors; .pt and the like are read without
+        running any code in them); a folder that holds one such file; or a folder in diffusers' manner, in any layout
+        of `layouts`.
     device: where the networks go; None takes CUDA where it works, else the CPU. dtype: float32 when None; float16 and
-        bfloat16 halve the memory.
+        bfloat16 halve the memory. Weights that are in that dtype and stay on the CPU are mapped from their file.
     metadata: fields of `ModelInfo` that replace what the file and the published values say.
 
-    Raises ModelError if there is no such file, it cannot be read, its layout is unknown, keys are unknown, missing or
-    of the wrong shape (listed), it is not a multi-view model, or no vocabulary is found.
+    Raises ModelError if there is no such checkpoint, it cannot be read, its layout is unknown, keys are unknown,
+    missing or of the wrong shape (listed), it is not a multi-view model of text, or no vocabulary is found.
     """
     path = find_checkpoint(path_or_name)
     # Weights made under a host's inference mode could not be trained through.
     with torch.inference_mode(False), torch.no_grad():
-        state_dict, file_metadata = read_state_dict(path)
-        layout = detect_layout(state_dict, path.name)
-        _refuse_unknown_keys(state_dict, layout, path)
-        info = read_metadata(file_metadata, _published_values(state_dict, layout), f"'{path}'")
-        info = override(info, metadata or {})
+        checkpoint = open_checkpoint(path)
+        info = override(checkpoint.info, metadata or {})
         if info.base not in ENCODER_WIDTHS:
-            info = replace(info, model_hash=_sha256(path))
-        unet = unet_from_state_dict(state_dict, info.unet_heads, info.unet_norm_groups)
-        if unet.config["class_embed_type"] is None:
-            raise ModelError(
-                f"'{path}' has no camera_embed weights: it is an ordinary Stable Diffusion checkpoint, not a "
-                "multi-view model. Choose an MVDream checkpoint, such as sd-v1.5-4view.pt."
-            )
-        vae = vae_from_state_dict(state_dict, info.vae_norm_groups)
-        text_encoder = text_encoder_from_state_dict(state_dict, info.text_heads, info.text_activation)
+            info = replace(info, model_hash=model_hash(checkpoint))
+        place = torch.device(device or _default_device())
+        unet, vae, text_encoder = networks_of(checkpoint, info, place, dtype or torch.float32)
         tokenizer = find_tokenizer(
-            path.parent,
+            checkpoint.path if checkpoint.layout.is_folder else path.parent,
             vocab_size=text_encoder.config.vocab_size,
             max_length=text_encoder.config.max_position_embeddings,
             bos_id=info.bos_id,
@@ -132,12 +94,31 @@ def load(
             module.requires_grad_(False)
         schedule = Schedule(alphas_cumprod(info.beta_start, info.beta_end), info.prediction_type)
         model = MVDream(unet, vae, text_encoder, tokenizer, schedule, info)
-        logger.info("Loaded %s from '%s' (layout %s).", info.title, path, layout.name)
-        return model.to(device or _default_device(), dtype or torch.float32)
+        logger.info("Loaded %s from '%s' (%s).", info.title, checkpoint.path, checkpoint.layout.name)
+        return model.to(place)
+
+
+def networks_of(
+    checkpoint: Checkpoint, info: ModelInfo, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Any, Any, Any]:
+    """U-Net, VAE and text encoder of an opened checkpoint; every weight is used, and every one needed is there.
+
+    dtype: None keeps that of each weight. Raises ModelError listing unknown and missing keys and wrong shapes.
+    """
+    return (
+        unet_from_state_dict(checkpoint.unet.to(device, dtype), info.unet_heads, info.unet_norm_groups),
+        vae_from_state_dict(checkpoint.vae.to(device, dtype), info.vae_norm_groups),
+        text_encoder_from_state_dict(
+            checkpoint.text.to(device, dtype), info.text_heads, info.text_activation, info.text_skip_last
+        ),
+    )
 
 
 def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:
-    """The checkpoint file that a name, file or folder means; a folder's ``model.safetensors`` goes before other files.
+    """The file that stands for the checkpoint which a name, a file or a folder means.
+
+    In a folder, ``model.safetensors`` goes before other files. For a folder in diffusers' manner it is the weights file
+    of its U-Net, which `load` takes for the whole folder.
 
     Raises ModelError if there is none, or several to choose from.
     """
@@ -147,12 +128,14 @@ def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:
         return path
     if not path.is_dir():
         raise ModelError(
-            f"There is no model '{name}'. Expected a checkpoint file ({', '.join(_ENDINGS)}), a folder that holds "
-            f"one, or a built-in model ({', '.join(BUILT_IN)})."
+            f"There is no model '{name}'. Expected a checkpoint file ({', '.join(ENDINGS)}), a folder that holds "
+            f"one, or a built-in model ({', '.join(BUILT_IN)}). {known_models.where_to_get(name)}"
         )
+    if is_folder_checkpoint(path):
+        return unet_file(path)
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
-    found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.is_file())
+    found = sorted(file for file in path.iterdir() if file.suffix in ENDINGS and file.is_file())
     if len(found) == 1:
         return found[0]
     if name in BUILT_IN and not found:
@@ -162,88 +145,25 @@ def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:
         )
     what = f"holds {len(found)} ({', '.join(file.name for file in found[:5])})" if found else "holds none"
     raise ModelError(
-        f"The folder '{path}' of model '{name}' {what} of the files that can be a checkpoint ({', '.join(_ENDINGS)}); "
-        "expected one. Name the file itself, or restore it."
+        f"The folder '{path}' of model '{name}' {what} of the files that can be a checkpoint ({', '.join(ENDINGS)}); "
+        "expected one, or the subfolders unet, vae and text_encoder with weights in each. Name the file itself, or "
+        "restore it."
     )
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint file, mapped from disk; metadata is empty but for safetensors.
-
-    Raises ModelError if the file cannot be read, or holds anything but named tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
-        code = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-        if code:
-            raise ModelError(
-                f"'{path}' holds more than weights ({code[1]}): reading it would run code, so it is refused. "
-                "Convert it to safetensors where you trust it, or get it from its publisher."
-            ) from error
-        reason = "" if type(error).__name__ == "UnpicklingError" else f" ({error})"  # torch's advice there is unsafe
-        raise ModelError(
-            f"'{path}' cannot be read as a checkpoint{reason}. It is of another kind, cut short or still downloading: "
-            "compare its size with the source and fetch it again."
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ModelError(f"'{path}' holds a {type(content).__name__}; expected a state dict, names with their tensors.")
-    other = [key for key, value in content.items() if not isinstance(value, Tensor)]
-    if other:
-        raise ModelError(
-            f"'{path}' holds entries that are no tensors: {key_maps.list_keys(other)}. Expected weights alone."
-        )
-    return content, {}
+def model_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 of a checkpoint's weights: of the file, or of a folder's files one after another."""
+    if not checkpoint.layout.is_folder:
+        return _sha256((checkpoint.path,))
+    return _sha256(file for part in (checkpoint.unet, checkpoint.vae, checkpoint.text) for file, _ in part.files)
 
 
-def detect_layout(keys: Iterable[str], source: str) -> Layout:
-    """The layout of `LAYOUTS` whose three parts all occur among the keys.
-
-    source: the file's name, for messages. Raises ModelError if there is none, naming what was found and what is
-    missing.
-    """
-    keys = list(keys)
-    found = {p for layout in LAYOUTS for p in layout.prefixes if any(key.startswith(p) for key in keys)}
-    for layout in LAYOUTS:
-        if found.issuperset(layout.prefixes):
-            return layout
-    expected = "; ".join(f"{layout.name}: {', '.join(p + '*' for p in layout.prefixes)}" for layout in LAYOUTS)
-    present = f"Only {', '.join(sorted(found))} are there" if found else "None of them is there"
-    raise ModelError(
-        f"'{source}' is in no layout that is known ({expected}). {present}; its {len(keys)} keys start with "
-        f"{', '.join(sorted({key.split('.')[0] for key in keys})[:10]) or 'nothing'}. Choose an MVDream checkpoint "
-        "that holds U-Net, VAE and text encoder."
-    )
-
-
-def _refuse_unknown_keys(state_dict: key_maps.StateDict, layout: Layout, path: Path) -> None:
-    unknown = [key for key in state_dict if not key.startswith(layout.prefixes) and not _SCHEDULE_BUFFER.fullmatch(key)]
-    if unknown:
-        raise ModelError(
-            f"'{path}' has unknown keys beside the three networks: {key_maps.list_keys(unknown)}. Expected the layout "
-            f"{layout.name}; the file is of another model."
-        )
-
-
-def _published_values(state_dict: key_maps.StateDict, layout: Layout) -> ModelInfo:
-    info = PUBLISHED[layout.base]
-    table = layout.text + ("embeddings." if layout.text_kind == "clip" else "") + "token_embedding.weight"
-    if table in state_dict and state_dict[table].shape[-1] == ENCODER_WIDTHS[layout.base]:
-        return info
-    # Tokens of an encoder of another width fit no published model.
-    return replace(info, title="Unnamed multi-view model", base="custom")
-
-
-def _sha256(path: Path) -> str:
+def _sha256(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -18,9 +18,13 @@ from torch import Tensor
 from ..errors import ModelError
 
 UNET_PREFIX = "model.diffusion_model."
+UNET_WRAPPER = "unet."  # of a module that holds the ldm U-Net
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model.transformer.text_model."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
+
+CAMERA_MODULES = ("class_embedding", "camera_embedding", "camera_proj")
+"""What U-Nets with diffusers' names call the camera MLP ``linear_1``, ``linear_2``; ldm calls it ``camera_embed``."""
 
 StateDict = Mapping[str, Tensor]
 Modules = list[tuple[str, str, Mapping[str, str]]]
@@ -42,6 +46,7 @@ _VAE_RESNET = {
     "conv2": "conv2",
     "nin_shortcut": "conv_shortcut",
 }
+_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OPEN_CLIP_BLOCK = {
     "ln_1": "layer_norm1",
@@ -82,6 +87,24 @@ def unet_to_ldm(state_dict: StateDict) -> dict[str, Tensor]:
     Raises ModelError listing the keys that have no ldm name.
     """
     return _convert(state_dict, unet_keys_to_ldm(state_dict), "a diffusers U-Net with an ldm counterpart")
+
+
+def unet_keys_to_diffusers(keys: Iterable[str]) -> dict[str, str]:
+    """U-Net key of any known layout (without prefix) → `UNet2DConditionModel` key.
+
+    ldm names are mapped, and those it does not know left out. diffusers' own names stay as they are; converters
+    disagree only in what they call the camera MLP there (`CAMERA_MODULES`), which becomes ``class_embedding``.
+    """
+    keys = list(keys)
+    if is_ldm_unet(keys):
+        return unet_keys_from_ldm(keys)
+    camera = re.compile(rf"({'|'.join(CAMERA_MODULES)})\.(linear_[12])\.")
+    return {key: camera.sub(r"class_embedding.\2.", key, count=1) if camera.match(key) else key for key in keys}
+
+
+def is_ldm_unet(keys: Iterable[str]) -> bool:
+    """Whether U-Net keys (without prefix) are named as ldm names them."""
+    return any(key.startswith(("input_blocks.", "middle_block.", "output_blocks.")) for key in keys)
 
 
 # A U-Net's structure: for each down level and each up level one flag per block (has it attention), and whether the
@@ -202,6 +225,24 @@ def vae_from_ldm(state_dict: StateDict) -> dict[str, Tensor]:
         key: value.flatten(1) if _is_vae_projection(key) and value.shape[2:] == (1, 1) else value
         for key, value in mapped.items()
     }
+
+
+def vae_to_diffusers(state_dict: StateDict) -> dict[str, Tensor]:
+    """State dict of a KL autoencoder in any known layout (keys without prefix) under the names of `AutoencoderKL`.
+
+    ldm names are mapped as `vae_from_ldm` does. diffusers before 0.13 had other names in the middle attention.
+    """
+    if is_ldm_vae(state_dict):
+        return vae_from_ldm(state_dict)
+    names = "|".join(_OLD_VAE_ATTENTION)
+    old = re.compile(rf"(.+\.mid_block\.attentions\.0)\.({names})\.(weight|bias)")
+    found = {key: old.fullmatch(key) for key in state_dict}
+    return {(f"{m[1]}.{_OLD_VAE_ATTENTION[m[2]]}.{m[3]}" if m else key): state_dict[key] for key, m in found.items()}
+
+
+def is_ldm_vae(keys: Iterable[str]) -> bool:
+    """Whether VAE keys (without prefix) are named as ldm names them."""
+    return any(key.startswith(("encoder.down.", "decoder.up.", "encoder.mid.", "decoder.mid.")) for key in keys)
 
 
 def vae_to_ldm(state_dict: StateDict) -> dict[str, Tensor]:

@@ -19,7 +19,9 @@ METADATA_KEY = "invert3d_mvdream"
 
 
 _CHOICES = {"prediction_type": ("epsilon", "v_prediction"), "text_activation": ("quick_gelu", "gelu")}
-_MAY_BE_ZERO = frozenset({"bos_id", "eos_id", "pad_id", "front_azimuth_deg", "guidance_scale", "guidance_rescale"})
+_MAY_BE_ZERO = frozenset(
+    ("bos_id", "eos_id", "pad_id", "text_skip_last", "front_azimuth_deg", "guidance_scale", "guidance_rescale")
+)
 
 
 def _check(info: "ModelInfo") -> None:
@@ -78,6 +80,8 @@ class ModelInfo:
     """Attention heads of the text encoder; None: of width 64."""
     text_activation: str = "quick_gelu"
     """Activation of the text encoder: "quick_gelu" (CLIP-L) or "gelu" (OpenCLIP)."""
+    text_skip_last: int = 1
+    """Last blocks of an OpenCLIP text tower in the file that the model does not run; 0 where they were cut off."""
     bos_id: int = 49406
     eos_id: int = 49407
     pad_id: int = 49407

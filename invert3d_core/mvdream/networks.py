@@ -34,10 +34,10 @@ def unet_from_state_dict(
     num_attention_heads: int | Sequence[int] | None = None,
     norm_groups: int = 32,
 ) -> "UNet2DConditionModel":
-    """The multi-view U-Net of a state dict in the published layout, sizes read off the weights.
+    """The multi-view U-Net of a state dict in any known layout, sizes read off the weights.
 
-    state_dict: with the published prefix (other keys are then left alone) or without. Its tensors are taken over, not
-        copied, in their dtype.
+    state_dict: names of the published file (ldm) or of diffusers, with the published prefix (other keys are then left
+        alone), behind a wrapper's ``unet.``, or without. Its tensors are taken over, not copied, in their dtype.
     num_attention_heads: one number or one per level, highest resolution first, which no weight shows. None takes the
         published rule: heads of width 64 with linear projections (SD2.1), 8 heads with convolutions (SD1.5).
     norm_groups: groups of the group norms.
@@ -47,32 +47,41 @@ def unet_from_state_dict(
     """
     from diffusers import UNet2DConditionModel
 
-    file_prefix, part = _part(state_dict, key_maps.UNET_PREFIX)
-    names = key_maps.unet_keys_from_ldm(part)
+    file_prefix, part = _part(state_dict, key_maps.UNET_PREFIX, key_maps.UNET_WRAPPER)
+    names = key_maps.unet_keys_to_diffusers(part)
     _refuse_unmapped(part, names, file_prefix, "U-Net")
     weights = {new: part[key] for key, new in names.items()}
     config = _unet_config(weights, num_attention_heads, norm_groups)
 
     def file_names(keys: Iterable[str]) -> Mapping[str, str]:
-        return {key: file_prefix + new for key, new in key_maps.unet_keys_to_ldm(keys).items()}
+        keys = list(keys)
+        original = {key: key for key in keys}
+        if key_maps.is_ldm_unet(part):
+            original = key_maps.unet_keys_to_ldm(keys)
+        original |= {new: key for key, new in names.items()}
+        return {key: file_prefix + name for key, name in original.items()}
 
     return make_multiview(_build(lambda: UNet2DConditionModel(**config), weights, file_names, "U-Net"))
 
 
 def vae_from_state_dict(state_dict: key_maps.StateDict, norm_groups: int = 32) -> "AutoencoderKL":
-    """The VAE of a state dict in the published layout, sizes read off the weights; see `unet_from_state_dict`.
+    """The VAE of a state dict in any known layout, sizes read off the weights; see `unet_from_state_dict`.
 
     Raises ModelError listing unknown and missing keys and wrong shapes.
     """
     from diffusers import AutoencoderKL
 
     file_prefix, part = _part(state_dict, key_maps.VAE_PREFIX)
-    _refuse_unmapped(part, key_maps.vae_keys_from_ldm(part), file_prefix, "VAE")
-    weights = key_maps.vae_from_ldm(part)
+    ldm = key_maps.is_ldm_vae(part)
+    if ldm:
+        _refuse_unmapped(part, key_maps.vae_keys_from_ldm(part), file_prefix, "VAE")
+    weights = key_maps.vae_to_diffusers(part)
     config = _vae_config(weights, norm_groups)
 
     def file_names(keys: Iterable[str]) -> Mapping[str, str]:
-        return {key: file_prefix + new for key, new in key_maps.vae_keys_to_ldm(keys).items()}
+        keys = list(keys)
+        original = key_maps.vae_keys_to_ldm(keys) if ldm else {key: key for key in keys}
+        return {key: file_prefix + new for key, new in original.items()}
 
     return _build(lambda: AutoencoderKL(**config), weights, file_names, "VAE")
 

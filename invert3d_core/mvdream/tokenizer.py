@@ -45,7 +45,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without begin, end and padding, however many there are."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        return self.backend.encode(_valid(text), add_special_tokens=False).ids
 
     def unknown_words(self, text: str) -> list[str]:
         """Words of the text that a vocabulary of words does not know, in order; always empty for CLIP's."""
@@ -53,10 +53,16 @@ class Tokenizer:
         unknown_id = None if unknown is None else self.backend.token_to_id(unknown)
         if unknown_id in (None, self.bos_id, self.eos_id):
             return []
+        text = _valid(text)
         found = self.backend.encode(text, add_special_tokens=False)
         return [
             text[start:end] for id_, (start, end) in zip(found.ids, found.offsets, strict=True) if id_ == unknown_id
         ]
+
+
+def _valid(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def add_tokenizer_folder(path: str | os.PathLike[str]) -> None:
