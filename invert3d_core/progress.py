@@ -2,6 +2,7 @@
 
 A long job calls ``progress(step, total, metrics=..., preview=...)`` after each step. The callback may raise
 `Cancelled` (or any BaseException, as a host does) to stop the job; the job then keeps what it has and lets it pass.
+Where a job can end early with a result, as a training can, `StopAndKeep` makes it do so.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,10 @@ from torch import Tensor
 
 class Cancelled(Exception):
     """Raised by a progress callback to stop a long job."""
+
+
+class StopAndKeep(Exception):
+    """Raised by a progress callback, after a step, to end a training early and normally with what it has learned."""
 
 
 class Progress(Protocol):

@@ -38,6 +38,8 @@ class Sample(Command):
     """Guidance rescale, 0 to 1, against over-saturated views; by default the model's own value."""
     steps: OptionalInt = None
     """Sampling steps; by default the model's own number."""
+    sampler: Literal["ddim", "dpmpp_2m", "euler"] = "ddim"
+    """ddim is the published one; dpmpp_2m (DPM-Solver++) and euler often need fewer steps."""
     seed: int = 0
     """Seed of the noise."""
     views: int = 4
@@ -72,12 +74,13 @@ class Sample(Command):
                 steps=self.steps,
                 guidance_scale=guidance,
                 guidance_rescale=self.rescale,
+                sampler=self.sampler,
                 seed=self.seed,
                 progress=bar,
             )
         files = pictures.save_views(folder, drawn)
         sheet = folder / "contact_sheet.png"
-        detail = f"{info.title}, guidance {guidance:g}, {bar.total} steps, seed {self.seed}"
+        detail = f"{info.title}, guidance {guidance:g}, {bar.total} steps of {self.sampler}, seed {self.seed}"
         first, *others = drawn.split(SHEET_COLUMNS)
         rows = [pictures.SheetRow(self.prompt, detail, first), *(pictures.SheetRow("", "", part) for part in others)]
         pictures.save_sheet(sheet, rows, cell=min(256, info.image_size * 2))
@@ -90,6 +93,7 @@ class Sample(Command):
                 "tokens": {name: strength for name, (_, strength) in model.tokens.items()},
                 "guidance": guidance,
                 "steps": bar.total,
+                "sampler": self.sampler,
                 "seed": self.seed,
                 "size": info.image_size,
                 "views": [

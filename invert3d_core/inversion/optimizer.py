@@ -1,6 +1,7 @@
 """AdamW over a batch of independent tokens, as a pure function of its state."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,12 +23,38 @@ def adamw(
 
     step: 1 for the first. A function rather than an optimiser, so that an interrupted step leaves the state it had.
     """
+    scalars = adamw_scalars(step, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
+    return adamw_update(vectors, gradient, first_moment, second_moment, scalars, betas=betas, epsilon=epsilon)
+
+
+def adamw_scalars(
+    step: int, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> tuple[float, float, float]:
+    """What of AdamW depends on the step and not on the vectors: what is kept of them, the rate over its bias, and the
+    root of the second moment's bias.
+    """
     beta1, beta2 = betas
+    return 1 - learning_rate * weight_decay, learning_rate / (1 - beta1**step), math.sqrt(1 - beta2**step)
+
+
+def adamw_update(
+    vectors: Tensor,  # (A,n,d)
+    gradient: Tensor,  # (A,n,d)
+    first_moment: Tensor,  # (A,n,d)
+    second_moment: Tensor,  # (A,n,d)
+    scalars: Sequence[float] | Sequence[Tensor],  # three, of ()
+    *,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of `adamw` that is the same at every step; scalars: of `adamw_scalars`, as numbers or as tensors ()."""
+    beta1, beta2 = betas
+    kept, rate, bias = scalars
     first_moment = first_moment.lerp(gradient, 1 - beta1)
     second_moment = second_moment * beta2 + (1 - beta2) * gradient.square()
-    spread = (second_moment.sqrt() / math.sqrt(1 - beta2**step)).add(epsilon)
-    vectors = vectors * (1 - learning_rate * weight_decay)
-    vectors = vectors - learning_rate / (1 - beta1**step) * first_moment / spread
+    spread = (second_moment.sqrt() / bias).add(epsilon)
+    vectors = vectors * kept
+    vectors = vectors - rate * first_moment / spread
     return vectors, first_moment, second_moment
 
 

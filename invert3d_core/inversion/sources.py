@@ -38,10 +38,12 @@ class ViewSource(Protocol):
     """Where a step takes its views from.
 
     pick_ranges: the inclusive range of each whole number that picks a set. latent_shape: (F,C,h,w) of one set.
+    ready: whether sets only have to be looked up.
     """
 
     pick_ranges: list[tuple[int, int]]
     latent_shape: tuple[int, ...]
+    ready: bool
 
     def sets(self, picks: Tensor, posterior: Tensor) -> Sets:
         """The picked sets of every token; picks (S,len(pick_ranges)), posterior (S,F,C,h,w) noise of the VAE's draw."""
@@ -73,7 +75,9 @@ def view_source(
 
 
 class Banks:
-    """One bank per token; a pick is the number of a set."""
+    """One bank per token, on the model's device; a pick is the number of a set."""
+
+    ready = True
 
     def __init__(self, banks: Sequence[LatentBank], model: MVDream) -> None:
         shapes = {(tuple(bank.sets.shape), tuple(bank.mean.shape[1:])) for bank in banks}
@@ -106,6 +110,8 @@ class Banks:
 
 class FreshViews:
     """Splats rendered and encoded at every step, as published; a pick is elevation and first azimuth in degrees."""
+
+    ready = False
 
     def __init__(self, splats: Sequence[SplatViews], model: MVDream, config: InversionConfig) -> None:
         self.pick_ranges = [config.fresh_elevation_deg, config.fresh_azimuth_deg]

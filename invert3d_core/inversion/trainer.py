@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import TrainingError
+from ..errors import ModelError, TrainingError
+from ..files import check_writable
 from ..mvdream import MVDream
-from ..progress import Progress, no_progress
+from ..progress import Progress, StopAndKeep, no_progress
 from ..tokens import Token, check_name
 from . import checkpoint as checkpoints
 from .checkpoint import TrainingState
 from .losses import initial_vectors
 from .objective import Objective
-from .optimizer import adamw, clip_norm, learning_rate_at, with_norm
+from .optimizer import learning_rate_at
+from .passes import Passes
 from .presets import InversionConfig, preset
 from .sources import view_source
 from .views import Views, fingerprint, model_orbit
@@ -30,8 +32,6 @@ from .views import Views, fingerprint, model_orbit
 logger = logging.getLogger("invert3d")
 
 _PREVIEW_STEPS = 12
-# Settings that do not change what is learned: a run may be resumed with others.
-_FREE_SETTINGS = frozenset({"checkpoint_every", "preview_every"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,15 @@ def train_token(
     initial_words: words whose embeddings the vectors start from; None takes the config's.
     progress: called with step 0 while the views are prepared, then after every step with "loss" and "learning_rate"
         (and "validation_loss" where there is one), and every `preview_every` steps with a picture of what the token
-        means by then. Whatever it raises stops the run after the state is saved to the checkpoint.
+        means by then. Whatever it raises stops the run after the state is saved to the checkpoint; only `StopAndKeep`,
+        raised after a step, ends it as if it had needed no more steps.
     checkpoint: file that keeps the state; a run that finds its own there goes on from it (or returns at once if it was
-        finished) and ends with the same bits as an uninterrupted one on the CPU. resume: False starts anew.
+        finished) and ends with the same bits as an uninterrupted one on the CPU. resume: False starts anew. Where
+        it cannot be written at first that is an error; later, as on a disk that is full by then, a warning in the log.
 
     Raises TrainingError if the views or settings cannot be used, if the training diverges, and if the checkpoint
-    belongs to another run; TokenError if the name, or a caption with all vectors, cannot be used.
+    belongs to another run; StorageError if the checkpoint cannot be written; TokenError if the name, or a caption
+    with all vectors, cannot be used.
     """
     return train_tokens(
         model,
@@ -118,7 +121,7 @@ def train_tokens(
     for name in names:
         check_name(name)
     # A host runs nodes under inference mode, where nothing can be differentiated.
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(model, config.gradient_checkpointing):
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(model):
         run = _Run(model, views, config, list(names), words, Path(checkpoint) if checkpoint is not None else None)
         return run.train(progress or no_progress, resume)
 
@@ -150,7 +153,8 @@ class _Run:
         self.table = model.text_encoder.get_input_embeddings().weight.detach().float()
         self.initial = torch.stack([self._initial(text) for text in words]).to(model.device)  # (A,n,d)
         self.previews: list[tuple[int, Tensor]] = []
-        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_SETTINGS}
+        self._preview_fits = True
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in checkpoints.FREE_SETTINGS}
         self.fingerprint: dict[str, Any] = {
             "config": {**settings, "initial_words": words if len(words) > 1 else words[0]},
             "names": names,
@@ -167,7 +171,11 @@ class _Run:
         if found:
             logger.info("Training goes on from step %d of '%s'.", state.step, self.path)
         if finished or not self._goes_on(state):
+            if self.path is not None and not finished:  # stopped after its last step
+                checkpoints.keep(self.path, state, self.fingerprint, finished=True)
             return self._results(state)
+        if self.path is not None:
+            check_writable(self.path)
         rate = self._peak_learning_rate()
         norm = float(self.table.norm(dim=1).mean())
         # Rendering and encoding may take a while: let the callback cancel there, too.
@@ -177,20 +185,27 @@ class _Run:
         )
         saved = state.step if found else -1
         try:
-            while self._goes_on(state):
-                # Assigned whole: whatever interrupts a step leaves the state before it.
-                state, metrics = self._step(objective, state, rate, norm)
-                every = self.config.checkpoint_every
-                if self.path is not None and every and state.step % every == 0:
-                    checkpoints.save(self.path, state, self.fingerprint, finished=False)
-                    saved = state.step
-                progress(state.step, self.config.steps, metrics=metrics, preview=self._preview_of(state))
+            with Passes(self.model, objective, self.config, norm) as passes:
+                while self._goes_on(state):
+                    # Assigned whole: whatever interrupts a step leaves the state before it.
+                    state, metrics = self._step(passes, state, rate)
+                    every = self.config.checkpoint_every
+                    if self.path is not None and every and state.step % every == 0:
+                        kept = checkpoints.keep(self.path, state, self.fingerprint, finished=False)
+                        saved = state.step if kept else saved
+                    try:
+                        progress(state.step, self.config.steps, metrics=metrics, preview=self._preview_of(state))
+                    except StopAndKeep:
+                        # What was learned since the last validation gets its chance to be the best.
+                        if self.config.validation_every and "validation_loss" not in metrics:
+                            state = self._validated(passes, state)
+                        break
         except BaseException:
             if self.path is not None and state.step > max(saved, 0):
-                checkpoints.save(self.path, state, self.fingerprint, finished=False)
+                checkpoints.keep(self.path, state, self.fingerprint, finished=False)
             raise
         if self.path is not None:
-            checkpoints.save(self.path, state, self.fingerprint, finished=True)
+            checkpoints.keep(self.path, state, self.fingerprint, finished=True)
         return self._results(state)
 
     def _goes_on(self, state: TrainingState) -> bool:
@@ -238,38 +253,16 @@ class _Run:
             waiting=torch.zeros(jobs, dtype=torch.int64),
         )
 
-    def _step(
-        self, objective: Objective, state: TrainingState, peak: float, norm: float
-    ) -> tuple[TrainingState, dict[str, float]]:
+    def _step(self, passes: Passes, state: TrainingState, peak: float) -> tuple[TrainingState, dict[str, float]]:
         """The state after one more step, and what to report of it."""
         config = self.config
         if state.step == 0 and config.validation_every:
-            state = self._validated(objective, state)
-        vectors = state.vectors.detach().requires_grad_()
-        losses = objective.losses(vectors, state.step)  # (A,)
-        (gradient,) = torch.autograd.grad(losses.sum(), vectors)
+            state = self._validated(passes, state)
         rate = learning_rate_at(state.step, config.steps, peak, config.warmup_steps, config.final_learning_rate)
-        with torch.no_grad():
-            if config.clip_gradient is not None:
-                gradient = clip_norm(gradient, config.clip_gradient)
-            moved, first, second = adamw(
-                state.vectors,
-                gradient,
-                state.first_moment,
-                state.second_moment,
-                state.step + 1,
-                learning_rate=rate,
-                betas=config.betas,
-                epsilon=config.epsilon,
-                weight_decay=config.weight_decay,
-            )
-            if config.norm_control:
-                moved = with_norm(moved, norm)
-            active = state.active.to(moved.device)[:, None, None]
-            moved = torch.where(active, moved, state.vectors)
-            # One transfer for the log and for the check that the step was sound.
-            numbers = torch.cat([losses.detach(), moved.flatten(1).sum(dim=1)]).cpu()
-        log = numbers[: len(self.names)]
+        moved = passes.step(state.step, state.vectors, state.first_moment, state.second_moment, state.active, rate)
+        # One transfer for the log and for the check that the step was sound.
+        numbers = moved.numbers.cpu()
+        log = numbers[0]
         if not bool(torch.isfinite(numbers).all()):
             raise TrainingError(
                 f"The training diverged at step {state.step + 1}: the loss is {log.tolist()}. Lower the learning rate "
@@ -278,22 +271,22 @@ class _Run:
         state = replace(
             state,
             step=state.step + 1,
-            vectors=moved,
-            first_moment=first,
-            second_moment=second,
+            vectors=moved.vectors,
+            first_moment=moved.first_moment,
+            second_moment=moved.second_moment,
             losses=torch.cat([state.losses, log.where(state.active, torch.nan)[None]]),
         )
         metrics = {"loss": float(state.losses[-1].nanmean()), "learning_rate": rate}
         every = config.validation_every
         if every and (state.step % every == 0 or state.step == config.steps):
-            state = self._validated(objective, state)
+            state = self._validated(passes, state)
             metrics["validation_loss"] = float(state.validation_losses[-1].nanmean())
         return state, metrics
 
     @torch.no_grad()
-    def _validated(self, objective: Objective, state: TrainingState) -> TrainingState:
+    def _validated(self, passes: Passes, state: TrainingState) -> TrainingState:
         """The state with one more validation: the best vectors kept, tokens without progress stopped."""
-        losses = objective.validation_losses(state.vectors).cpu().where(state.active, torch.nan)  # (A,)
+        losses = passes.validation_losses(state.vectors).cpu().where(state.active, torch.nan)  # (A,)
         better = state.active & (losses < state.best_loss)
         choose = better.to(state.vectors.device)[:, None, None]
         waiting = torch.where(better, 0, state.waiting + 1)
@@ -311,13 +304,19 @@ class _Run:
 
     def _preview_of(self, state: TrainingState) -> Callable[[], Tensor] | None:
         every = self.config.preview_every
-        if not every or state.step % every:
+        if not every or state.step % every or not self._preview_fits:
             return None
 
         def preview() -> Tensor:  # (H,4·W,3)
             token = self._token(0, state.vectors[0], {})
             caption = self.config.captions[0].replace("{}", f"<{token.name}>")
-            picture = preview_strip(self.model.with_token(token), caption)
+            try:
+                picture = preview_strip(self.model.with_token(token), caption)
+            except ModelError as error:  # a training is worth more than its previews
+                logger.warning("There are no more previews of this training: %s", error)
+                self._preview_fits = False
+                size = self.model.info.image_size
+                return torch.ones(size, 4 * size, 3)
             self.previews.append((state.step, picture))
             return picture
 
@@ -373,27 +372,22 @@ def preview_strip(model: MVDream, prompt: str, steps: int = _PREVIEW_STEPS, seed
 
 
 @contextlib.contextmanager
-def _frozen(model: MVDream, gradient_checkpointing: bool) -> Iterator[None]:
+def _frozen(model: MVDream) -> Iterator[None]:
     """The networks in evaluation mode, without gradients of their own, and usable by autograd; as before afterwards."""
     networks = [m for m in (model.unet, model.vae, model.text_encoder) if m is not None]
     for module in networks:
         _leave_inference_mode(module)
     training = [(module, module.training) for network in networks for module in network.modules()]
     wanted = [(p, p.requires_grad) for network in networks for p in network.parameters()]
-    checkpointed = getattr(model.unet, "is_gradient_checkpointing", False)
     try:
         for network in networks:
             network.eval().requires_grad_(False)
-        if gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
         yield
     finally:
         for module, mode in training:
             module.training = mode
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
-        if gradient_checkpointing and not checkpointed:
-            model.unet.disable_gradient_checkpointing()
 
 
 def _leave_inference_mode(module: torch.nn.Module) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .graphs import release_graphs
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
@@ -90,3 +92,4 @@ def upcast_attention(unet: torch.nn.Module, upcast: bool = True) -> None:
     for module in unet.modules():
         if hasattr(module, "to_q") and hasattr(module, "upcast_attention"):
             setattr(module, "upcast_attention", upcast)  # noqa: B010  # declared as Tensor | Module
+    release_graphs(unet)  # they were recorded without it

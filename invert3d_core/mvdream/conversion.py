@@ -75,6 +75,8 @@ def convert(
         partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             layout, notes = write(checkpoint, networks, partial, dtype, progress)
+            if target.is_dir():
+                target.rmdir()  # it is empty; Windows replaces no folder
             os.replace(partial, target)
             _sync(target.parent)
         except BaseException:

@@ -157,6 +157,14 @@ def folder_of(path: Path) -> Path | None:
     return path.parent.parent if whole else None
 
 
+def files_of(path: Path) -> list[Path]:
+    """All weights files of the checkpoint that a file stands for: itself, or those of the folder whose U-Net it is."""
+    folder = folder_of(path)
+    if folder is None:
+        return [path]
+    return [file for part in sorted(folder.iterdir()) if part.is_dir() for file in _weights_files(part)]
+
+
 def unet_file(folder: Path) -> Path:
     """The first weights file of a checkpoint folder's U-Net."""
     return _weights_files(folder / "unet")[0]

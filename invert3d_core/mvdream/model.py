@@ -16,6 +16,8 @@ from ..progress import Progress, no_progress
 from ..tokens import Token
 from ..tokens.prompts import encode_ids, expand
 from .attention import make_multiview
+from .graphs import graphs_of
+from .memory import in_parts
 from .metadata import ModelInfo
 from .sampling import DdimStep, Schedule, alphas_cumprod, noise_from_velocity, sample_latents
 from .tokenizer import Tokenizer
@@ -188,6 +190,7 @@ class MVDream:
 
         cameras: None leaves the camera embedding out (it is not fed zeros); with num_frames 1 that is the 2D mode, a
         batch of independent pictures. num_frames: views per object, which see each other in self-attention.
+        Without gradients on a CUDA device, passes of equal shapes are replayed as a CUDA graph, see `graphs`.
 
         Raises ModelError if shapes disagree.
         """
@@ -204,14 +207,19 @@ class MVDream:
             )
         device, dtype = _placement(self.unet)
         t = torch.as_tensor(timesteps, device=latents.device).expand(batch)
-        predicted = self.unet(
-            latents.to(device, dtype),
-            t.to(device),
-            text_embeddings.to(device, dtype).expand(batch, -1, -1),
-            class_labels=None if cameras is None else self._camera_rows(cameras, batch).to(device, dtype),
-            cross_attention_kwargs={"num_frames": num_frames},
-            return_dict=False,
-        )[0].to(latents)
+        inputs = [latents.to(device, dtype), t.to(device), text_embeddings.to(device, dtype).expand(batch, -1, -1)]
+        if cameras is not None:
+            inputs.append(self._camera_rows(cameras, batch).to(device, dtype))
+
+        def unet_pass(noisy: Tensor, t: Tensor, text: Tensor, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+            joined = {"num_frames": num_frames}
+            return self.unet(noisy, t, text, class_labels=rows, cross_attention_kwargs=joined, return_dict=False)
+
+        if device.type == "cuda" and not torch.is_grad_enabled():
+            graphs = graphs_of(self.unet)
+            predicted = graphs.run("The U-Net's pass", unet_pass, inputs, [self.unet], num_frames)[0].to(latents)
+        else:
+            predicted = unet_pass(*inputs)[0].to(latents)
         if self.schedule.prediction_type == "epsilon":
             return predicted
         return noise_from_velocity(predicted, latents, t, self._alphas_on(latents.device))
@@ -226,6 +234,7 @@ class MVDream:
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         eta: float = 0.0,
+        sampler: str = "ddim",
         seed: int = 0,
         suffix: str | None = None,
         count: int = 1,
@@ -238,17 +247,18 @@ class MVDream:
         prompt: text with tokens as ``<name>``. cams: any number of cameras of one object (the model was trained for
         four at equal elevation, a quarter turn apart), or None for the 2D mode: `count` independent pictures without
         cameras.
-        steps, guidance_scale, guidance_rescale: None takes the model's own values. Some step counts run more steps, see
-        `ddim_timesteps`. eta: 0 is deterministic DDIM.
+        steps, guidance_scale, guidance_rescale: None takes the model's own values. Some step counts of DDIM run more
+        steps, see `ddim_timesteps`. sampler: "ddim" as published, or one that often needs fewer steps, "dpmpp_2m"
+        (DPM-Solver++) or "euler", see `sampling.solve`. eta: 0 is deterministic DDIM; above 0 for DDIM alone.
         seed: of the CPU generator that draws the noise, so that every device starts from the same.
         suffix: what is added to a prompt that lacks it; None takes the model's (none in 2D mode), "" adds nothing.
         latents: noise to start from instead of the seed's. decode: False returns the views' latents (C,c,h,w) on the
         U-Net's scale, for `decode_latents`. progress: called after each step, with a preview of up to four views side
         by side.
 
-        Raises TokenError as `encode_prompt` does and ModelError if shapes disagree.
+        Raises TokenError as `encode_prompt` does, and ModelError if shapes disagree and as `sample_latents` does.
         """
-        vectors = None if cams is None else self._camera_rows(cams)
+        vectors = None if cams is None else self._camera_rows(cams).to(self.device)
         views = count if vectors is None else vectors.shape[0]
         shape = (views, *self.latent_shape)
         generator = torch.Generator().manual_seed(seed)
@@ -276,6 +286,7 @@ class MVDream:
                 guidance_rescale=self.info.guidance_rescale if guidance_rescale is None else guidance_rescale,
                 eta=eta,
                 noise=generator if eta > 0 else None,
+                sampler=sampler,
                 callback=callback,
             )
             return self.decode_latents(clean).float() if decode else clean
@@ -290,7 +301,7 @@ class MVDream:
         vae = _required(self.vae, "VAE")
         device, dtype = _placement(vae)
         pixels = images.movedim(-1, 1).to(device, dtype) * 2 - 1
-        posteriors = [vae.encode(part).latent_dist for part in pixels.split(_VAE_BATCH)]
+        posteriors = in_parts(lambda part: vae.encode(part).latent_dist, pixels, _VAE_BATCH, "views through the VAE")
         scale = self.info.scaling_factor
         return torch.cat([p.mean for p in posteriors]) * scale, torch.cat([p.std for p in posteriors]) * scale
 
@@ -299,7 +310,10 @@ class MVDream:
         vae = _required(self.vae, "VAE")
         device, dtype = _placement(vae)
         scaled = (latents / self.info.scaling_factor).to(device, dtype)
-        pixels = torch.cat([vae.decode(part, return_dict=False)[0] for part in scaled.split(_VAE_BATCH)])
+        pictures = in_parts(
+            lambda part: vae.decode(part, return_dict=False)[0], scaled, _VAE_BATCH, "views through the VAE"
+        )
+        pixels = torch.cat(pictures)
         return ((pixels + 1) / 2).clamp(0, 1).movedim(1, -1)
 
     def _preview(self, clean: Tensor) -> Tensor:  # (B,C,h,w) -> (H,n·W,3)

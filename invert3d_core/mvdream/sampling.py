@@ -1,10 +1,12 @@
-"""Noise schedule, DDIM and guidance, exactly as published with MVDream.
+"""Noise schedule, DDIM and guidance, exactly as published with MVDream; other solvers through diffusers' schedulers.
 
 Formulas: DDPM (Ho et al. 2020) for the schedule and the noising, DDIM (Song et al. 2021, equation 12) for the step,
-classifier-free guidance (Ho and Salimans 2022), v-prediction (Salimans and Ho 2022), and the rescaling of guided
-predictions (Lin et al. 2023) in the form of MVDream's reconstruction loss (Shi et al. 2023).
+DPM-Solver++ (Lu et al. 2022) and Euler (Karras et al. 2022) as diffusers has them, classifier-free guidance (Ho and
+Salimans 2022), v-prediction (Salimans and Ho 2022), and the rescaling of guided predictions (Lin et al. 2023) in the
+form of MVDream's reconstruction loss (Shi et al. 2023).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,9 +15,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from .memory import first_line, make_room, out_of_memory
+
+logger = logging.getLogger("invert3d")
 
 TRAINING_STEPS = 1000
 """Timesteps of the published noise schedule."""
+
+SAMPLERS = ("ddim", "dpmpp_2m", "euler")
+"""Names of the ways from noise to clean latents: the published DDIM, DPM-Solver++ of second order, and Euler."""
 
 
 def alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = TRAINING_STEPS) -> Tensor:
@@ -88,7 +96,7 @@ def ddim_timesteps(steps: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class DdimStep:
-    """What a DDIM callback is told after each step."""
+    """What a callback of `ddim` or `solve` is told after each step."""
 
     index: int
     """Steps done, 1 ≤ index ≤ total."""
@@ -144,6 +152,64 @@ def ddim(
         if callback is not None:
             callback(DdimStep(i + 1, total, timestep, latents, clean))
     return latents
+
+
+def solver_timesteps(steps: int) -> Tensor:
+    """Timesteps of a run of `solve` in the order they are taken, (steps,) int64: evenly from 999 down ("trailing").
+
+    Other than `ddim_timesteps`, they start where the noise is pure, and there are exactly `steps` of them.
+    steps: 1 … 1000. Raises ModelError otherwise.
+    """
+    if not 1 <= steps <= TRAINING_STEPS:
+        raise ModelError(f"{steps} sampling steps were asked for; expected 1 to {TRAINING_STEPS}.")
+    places = torch.arange(steps, dtype=torch.float64) * (TRAINING_STEPS / steps)
+    return (TRAINING_STEPS - places).round().long() - 1
+
+
+def solve(
+    sampler: str,
+    predict: Callable[[Tensor, int], Tensor],
+    latents: Tensor,  # (B,...)
+    steps: int,
+    callback: Callable[[DdimStep], None] | None = None,
+    *,
+    alphas_cumprod: Tensor | None = None,  # (1000,)
+) -> Tensor:  # (B,...)
+    """Clean latents from noise by a scheduler of diffusers; the arguments of `ddim`.
+
+    sampler: "dpmpp_2m" is DPM-Solver++ (Lu et al. 2022; two-step, with one first-order step at each end), which needs
+    about half of DDIM's steps; "euler" follows the same path as DDIM in the coordinates of Karras et al. 2022.
+    Both take `solver_timesteps` and end at the clean latents, where DDIM ends at ᾱ[0].
+
+    Raises ModelError for another name and for a number of steps out of range.
+    """
+    scheduler, timesteps = _scheduler(sampler), solver_timesteps(steps).tolist()
+    alphas = (_published() if alphas_cumprod is None else alphas_cumprod).double().cpu()
+    ratios = torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])
+    # Whatever the U-Net predicts, `predict` gives noise: the scheduler never sees another prediction type.
+    solver: Any = scheduler(trained_betas=(1 - ratios).numpy(), prediction_type="epsilon", timestep_spacing="leading")
+    solver.set_timesteps(timesteps=timesteps)
+    alpha_of = alphas.tolist()
+    # Noise of unit variance on the scale of the solver, which may be one where clean latents are not scaled down.
+    state = latents * float(solver.init_noise_sigma)
+    for i, (place, timestep) in enumerate(zip(solver.timesteps, timesteps, strict=True)):
+        noisy = solver.scale_model_input(state, place)
+        predicted = predict(noisy, timestep)
+        state = solver.step(predicted, place, state, return_dict=False)[0].to(latents.dtype)
+        if callback is not None:
+            clean = (noisy - (1 - alpha_of[timestep]) ** 0.5 * predicted) / alpha_of[timestep] ** 0.5
+            callback(DdimStep(i + 1, steps, timestep, state, clean))
+    return state
+
+
+def _scheduler(sampler: str) -> Any:
+    import diffusers
+
+    if sampler == "euler":
+        return diffusers.EulerDiscreteScheduler
+    if sampler == "dpmpp_2m":
+        return diffusers.DPMSolverMultistepScheduler
+    raise ModelError(f"There is no sampler {sampler!r}. Expected one of {', '.join(SAMPLERS)}.")
 
 
 def guide(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
@@ -210,16 +276,23 @@ def sample_latents(
     guidance_rescale: float = 0.0,
     eta: float = 0.0,
     noise: Tensor | Sequence[Tensor] | torch.Generator | None = None,
+    sampler: str = "ddim",
     callback: Callable[[DdimStep], None] | None = None,
 ) -> Tensor:  # (B,C,h,w)
-    """Latents of views by DDIM with classifier-free guidance, as MVDream's text-to-image script does it.
+    """Latents of views with classifier-free guidance; by DDIM it is what MVDream's text-to-image script does.
 
     latents: pure noise, view-fastest (object 0's views first). text_embeddings, negative_embeddings: encoded prompts,
     one row for all views or one per view. cameras: as in `MVDream.predict_noise`; None with num_frames 1 is the 2D
     mode.
     guidance_scale: 1, or no negative embeddings, runs the positive half alone. guidance_rescale: see `rescale_guided`.
-    eta, noise, callback: see `ddim`.
+    eta, noise: of DDIM, see `ddim`. sampler: one of `SAMPLERS`, see `solve` for the others. callback: after each step.
+
+    Raises ModelError if shapes disagree, for an unknown sampler, and for an eta above 0 with another than DDIM.
     """
+    if sampler not in SAMPLERS:
+        raise ModelError(f"There is no sampler {sampler!r}. Expected one of {', '.join(SAMPLERS)}.")
+    if sampler != "ddim" and eta != 0:
+        raise ModelError(f"eta is {eta}, which only the sampler ddim knows. Leave it at 0 for {sampler}.")
     schedule = getattr(model, "schedule", None) or Schedule()
     batch = latents.shape[0]
     text = _one_per_row(text_embeddings, batch, "text_embeddings")
@@ -228,15 +301,44 @@ def sample_latents(
         # The published sampler puts the unconditional half first.
         text = torch.cat([_one_per_row(negative_embeddings, batch, "negative_embeddings"), text])
         if isinstance(cameras, Tensor):
+            if len(cameras) and batch % len(cameras) == 0:  # those of one object for all
+                cameras = cameras.repeat(batch // len(cameras), 1)
             cameras = torch.cat([cameras, cameras])
 
+    roomy = False  # whether all that could be given back was
+    apart = False  # whether the halves of a guided step pass the U-Net one after the other
+
+    def passed(x: Tensor, timestep: int, start: int, stop: int) -> Tensor:
+        """The predictions for some rows of the whole batch."""
+        rows = cameras[start:stop] if isinstance(cameras, Tensor) and len(cameras) == len(text) else cameras
+        timesteps = torch.full((stop - start,), timestep, device=x.device)
+        return model.predict_noise(x, timesteps, text[start:stop], rows, num_frames)
+
     def predict(x: Tensor, timestep: int) -> Tensor:
-        both = torch.cat([x, x]) if guided else x
-        timesteps = torch.full((both.shape[0],), timestep, device=x.device)
-        predicted = model.predict_noise(both, timesteps, text, cameras, num_frames)
-        if not guided:
-            return predicted
-        negative, positive = predicted.chunk(2)
+        nonlocal apart, roomy
+        while True:
+            try:
+                if not guided:
+                    return passed(x, timestep, 0, batch)
+                if apart:
+                    negative, positive = passed(x, timestep, 0, batch), passed(x, timestep, batch, 2 * batch)
+                else:
+                    negative, positive = passed(torch.cat([x, x]), timestep, 0, 2 * batch).chunk(2)
+                break
+            except torch.OutOfMemoryError as error:
+                reason = first_line(error)
+            make_room()
+            if (apart or not guided) and not roomy:
+                roomy = True
+                continue
+            if apart or not guided:
+                raise ModelError(out_of_memory(f"{batch} views", reason, x.device))
+            apart = True
+            logger.warning(
+                "Memory ran out (%s): the views with the prompt and those without now pass the U-Net one after the "
+                "other. The result is the same, steps take longer.",
+                reason,
+            )
         return rescale_guided(
             guide(positive, negative, guidance_scale),
             positive,
@@ -246,6 +348,8 @@ def sample_latents(
             num_frames,
         )
 
+    if sampler != "ddim":
+        return solve(sampler, predict, latents, steps, callback, alphas_cumprod=schedule.alphas_cumprod)
     return ddim(predict, latents, steps, eta, noise, callback, alphas_cumprod=schedule.alphas_cumprod)
 
 

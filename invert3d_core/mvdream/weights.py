@@ -34,6 +34,8 @@ _TYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 
 
@@ -55,11 +57,13 @@ class Weights:
         target = torch.device(device)
         if target.type == "cpu" and all(_stored(value, dtype) == value.dtype for value in self.tensors.values()):
             return dict(self.tensors)
+        if not all(_is_mapped(path) for path, _ in self.files):  # it is in memory already
+            return {name: _in_dtype(value.to(target), dtype) for name, value in self.tensors.items()}
         result: dict[str, Tensor] = {}
         for path, prefix in self.files:
             own = _tensors_of(path)[0].keys()
             names = [name for name in self.tensors if name.startswith(prefix) and name[len(prefix) :] in own]
-            for group in _groups(names, self.tensors) if _is_mapped(path) else [names]:
+            for group in _groups(names, self.tensors):
                 source, _ = _tensors_of(path)
                 for name in group:
                     result[name] = _in_dtype(source[name[len(prefix) :]].to(target), dtype)

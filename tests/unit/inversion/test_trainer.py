@@ -7,10 +7,11 @@ import torch
 from invert3d_core import inversion, tokens
 from invert3d_core.cameras import Orientation, orbit
 from invert3d_core.cameras.conversions import to_mvdream
-from invert3d_core.errors import TokenError, TrainingError
+from invert3d_core.errors import ModelError, TokenError, TrainingError
 from invert3d_core.inversion import SplatViews
 from invert3d_core.inversion.objective import Objective
 from invert3d_core.inversion.sources import view_source
+from invert3d_core.progress import StopAndKeep
 from invert3d_core.rendering import rasterize
 from invert3d_core.splats import GaussianSplats
 from invert3d_core.tokens import Token
@@ -512,3 +513,64 @@ def test_batches_that_do_not_fit_are_refused():
     wrong = dataclasses.replace(bank, mean=bank.mean[..., :2], std=bank.std[..., :2])
     with pytest.raises(TrainingError, match="model's latents are"):
         inversion.train_token(model, wrong, settings(), name="cup")
+
+
+def test_stop_and_keep_ends_with_the_best_of_what_was_learned(tmp_path):
+    """Between two validations, too: the last vectors are validated, and the run counts as finished."""
+
+    def progress(step, total, *, metrics=None, preview=None):
+        if step == 4 and metrics is not None:
+            raise StopAndKeep
+
+    config, checkpoint = settings(), tmp_path / "run.safetensors"
+    kept = inversion.train_token(make_model(), make_views(), config, progress=progress, checkpoint=checkpoint)
+    assert len(kept.losses) == 4 and kept.stopped_early
+    assert [step for step, _ in kept.validation_losses] == [0, 3, 4]
+    best, _ = min(kept.validation_losses, key=lambda pair: pair[1])
+    assert kept.best_step == best
+    again = inversion.train_token(make_model(), make_views(), config, checkpoint=checkpoint)
+    assert bits(again.token.vectors) == bits(kept.token.vectors)
+    assert len(again.losses) == 4
+
+
+def test_stop_and_keep_without_validation_keeps_the_last_vectors():
+    def progress(step, total, *, metrics=None, preview=None):
+        if step == 2:
+            raise StopAndKeep
+
+    config = settings(validation_every=0)
+    kept = inversion.train_token(make_model(), make_views(), config, progress=progress)
+    whole = inversion.train_token(make_model(), make_views(), config)
+    assert kept.best_step == 2 and kept.validation_losses == []
+    assert kept.losses == whole.losses[:2]
+    assert bits(kept.token.vectors) != bits(kept.token.initial)
+
+
+def test_stopped_after_the_last_step_it_is_finished_by_the_next_call(tmp_path):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(Stop):
+        inversion.train_token(
+            make_model(), make_views(), settings(), name="cup", checkpoint=path, progress=stop_after(6)
+        )
+    assert inversion.checkpoint.peek(path) == (6, False)
+    inversion.train_token(make_model(), make_views(), settings(), name="cup", checkpoint=path)
+    assert inversion.checkpoint.peek(path) == (6, True)
+
+
+def test_a_preview_that_does_not_fit_costs_the_previews_alone(monkeypatch, caplog):
+    def too_large(*_):
+        tried.append(1)
+        raise ModelError("no room")
+
+    tried: list[int] = []
+    monkeypatch.setattr("invert3d_core.inversion.trainer.preview_strip", too_large)
+    shown = []
+
+    def progress(step, total, *, metrics=None, preview=None):
+        if preview is not None:
+            shown.append(preview())
+
+    result = inversion.train_token(make_model(), make_views(), settings(preview_every=2), name="cup", progress=progress)
+    assert len(result.losses) == 6
+    assert (len(tried), len(shown), result.previews) == (1, 1, [])
+    assert "no more previews of this training: no room" in caplog.text
