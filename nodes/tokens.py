@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from comfy_api.latest import io, ui
 
 from ..invert3d_core import tokens as core
@@ -14,40 +13,32 @@ from .types import MVDream as MVDreamSocket
 from .types import Token as TokenSocket
 
 FOLDER = "embeddings"
-ENDING = ".safetensors"
+ENDINGS = (".safetensors", ".pt", ".bin")  # as the host looks for a name without one
+AUTO = "auto"
 
 
 def token_names() -> list[str]:
-    """What the loader offers: the safetensors files of models/embeddings."""
-    return [name for name in host.list_models(FOLDER) if name.lower().endswith(ENDING)]
+    """What the loader offers: the files of models/embeddings that can be tokens."""
+    return [name for name in host.list_models(FOLDER) if name.lower().endswith(ENDINGS)]
 
 
 def token_file(name: str) -> Path:
     """The file that the widget's value names. ValueError when there is none."""
     path = host.find_model(FOLDER, name)
-    if path is None or path.suffix.lower() != ENDING:
-        raise ValueError(f"there is no token {name!r}: save one first, or put its {ENDING} file into models/{FOLDER}")
+    if path is None or path.suffix.lower() not in ENDINGS:
+        raise ValueError(
+            f"there is no token {name!r}: save one first, or put its file ({', '.join(ENDINGS)}) into models/{FOLDER}"
+        )
     return path
 
 
 def embedding_text(token: Token, file: str) -> str:
-    """What ComfyUI's own prompts write for a token file, empty when its encoders cannot read it."""
-    return f"embedding:{file.removesuffix(ENDING)}" if token.is_host_embedding else ""
+    """What ComfyUI's own prompts write for a token file; empty when its encoders or its prompts cannot read it.
 
-
-def same_token(one: Token, other: Token) -> bool:
-    """Whether two tokens have the same file."""
-    fields = ("name", "base", "model_hash", "provenance")
-    equal = all(getattr(one, field) == getattr(other, field) for field in fields)
-    return equal and torch.equal(one.vectors, other.vectors) and torch.equal(one.initial, other.initial)
-
-
-def is_saved_as(token: Token, path: Path) -> bool:
-    """Whether a file already holds this very token."""
-    try:
-        return path.exists() and same_token(token, core.load(path))
-    except TokenError:
-        return False
+    The ending stands where it is not the first that the host would try: another file may have the same name.
+    """
+    readable = token.is_host_embedding and core.is_name(Path(file).stem) and not set(file) & set(" <[():")
+    return f"embedding:{file.removesuffix(ENDINGS[0])}" if readable else ""
 
 
 class SaveInversionToken(io.ComfyNode):
@@ -73,6 +64,15 @@ class SaveInversionToken(io.ComfyNode):
                     default=False,
                     tooltip="Replace a file of that name. Without it, another token there is never touched.",
                 ),
+                io.Combo.Input(
+                    "format",
+                    options=list(core.FORMATS),
+                    default=next(iter(core.FORMATS)),
+                    optional=True,
+                    advanced=True,
+                    tooltip="Kind of the file. ComfyUI reads them all; the others are for other programs: diffusers "
+                    "(.safetensors or .bin), A1111 (.pt), or the released Invert3D code (.pt, SD1.5 only).",
+                ),
             ],
             outputs=[
                 TokenSocket.Output("saved_token", display_name="token"),
@@ -94,11 +94,11 @@ class SaveInversionToken(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, token: Token, name: str, overwrite: bool) -> io.NodeOutput:
+    def execute(cls, token: Token, name: str, overwrite: bool, format: str = "invert3d") -> io.NodeOutput:
         token = replace(token, name=name or token.name)
-        path = host.embeddings_folder() / f"{token.name}{ENDING}"
-        if not is_saved_as(token, path):
-            core.save(token, path, overwrite)
+        path = host.embeddings_folder() / f"{token.name}{core.FORMATS[format].ending}"
+        if not core.is_saved_as(token, path, format):
+            core.save(token, path, overwrite, format)
         message = f"{FOLDER}/{path.name}, written <{token.name}> in prompts"
         return io.NodeOutput(token, embedding_text(token, path.name), ui=ui.PreviewText(message))
 
@@ -110,13 +110,24 @@ class LoadInversionToken(io.ComfyNode):
             node_id="Invert3DLoadInversionToken",
             display_name="Load Inversion Token",
             category="Invert3D/tokens",
-            description="Reads a learned token from models/embeddings.",
+            description="Reads a learned token from models/embeddings: ours, or one of A1111, diffusers or the "
+            "Invert3D release for SD1.5 or SD2.",
             search_aliases=["load embedding", "textual inversion", "load token"],
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=token_names(),
-                    tooltip="A file that Save Inversion Token wrote; the file's name is the token's.",
+                    tooltip="A textual inversion, written by Save Inversion Token or by another program; the file's "
+                    "name is the token's.",
+                ),
+                io.Combo.Input(
+                    "encoder",
+                    options=[AUTO, *core.ENCODER_WIDTHS],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of a token for several text encoders (SDXL), whose part to take; alone it may mean "
+                    "little. auto takes a file that has one.",
                 ),
             ],
             outputs=[
@@ -144,10 +155,10 @@ class LoadInversionToken(io.ComfyNode):
         return "" if file is None else host.path_fingerprint(token_file(file))
 
     @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
+    def execute(cls, file: str, encoder: str = AUTO) -> io.NodeOutput:
         path = token_file(file)
         # A file may have been renamed since: what stands in the list is what a prompt writes.
-        token = replace(core.load(path), name=path.stem)
+        token = replace(core.load(path, None if encoder == AUTO else encoder), name=core.addressable(path.stem))
         return io.NodeOutput(token, embedding_text(token, file))
 
 
@@ -177,6 +188,7 @@ class TokenApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, mvdream: host.HostMVDream, token: Token, strength: float) -> io.NodeOutput:
+        host.check_finite(strength=strength)
         return io.NodeOutput(mvdream.with_token(token, strength))
 
 

@@ -1,9 +1,8 @@
 """`invert3d info`: what a file is, and what is in it."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,8 @@ def describe(file: Path) -> dict[str, Any]:
             return _describe_token(file)
         if "invert3d_training" in metadata:
             return _describe_training(file, metadata["invert3d_training"])
-        return _describe_model(str(file))
-    if file.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        return _describe_model(str(file))
+    if file.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+        return _describe_token_or_model(file)
     return _describe_splat(file)
 
 
@@ -101,24 +99,19 @@ def _describe_splat(file: Path) -> dict[str, Any]:
 
 
 def _describe_token(file: Path) -> dict[str, Any]:
-    from .. import tokens
+    from .token import describe
 
-    token = tokens.load(file)
-    count, width = token.vectors.shape
-    moved = (token.vectors - token.initial).norm(dim=1) / token.initial.norm(dim=1).clamp_min(1e-12)
-    return {
-        "kind": "token",
-        "file": str(file),
-        "name": token.name,
-        "written": f"<{token.name}>" + (f" or embedding:{file.stem}" if token.is_host_embedding else ""),
-        "vectors": count,
-        "width": width,
-        "text_encoder": token.base,
-        "model_sha256": token.model_hash,
-        "mean_norm": float(token.vectors.norm(dim=1).mean()),
-        "moved_from_initial": float(moved.mean()),
-        "provenance": dict(token.provenance),
-    }
+    return describe(file)
+
+
+def _describe_token_or_model(file: Path) -> dict[str, Any]:
+    """Tokens of other programs have the endings of models, and nothing else to be known by than what is in them."""
+    from ..errors import TokenError
+
+    try:
+        return _describe_token(file)
+    except TokenError:
+        return _describe_model(str(file))
 
 
 def _describe_training(file: Path, entry: str) -> dict[str, Any]:
@@ -142,36 +135,9 @@ def _describe_training(file: Path, entry: str) -> dict[str, Any]:
 
 
 def _describe_model(name: str) -> dict[str, Any]:
-    from ..mvdream.checkpoint import detect_layout, find_checkpoint, read_state_dict
-    from ..mvdream.metadata import METADATA_KEY, PUBLISHED, read_metadata
-    from ..tokens import ENCODER_WIDTHS
+    from ..mvdream.inspection import inspect
 
-    path = find_checkpoint(name)
-    state_dict, metadata = read_state_dict(path)
-    layout = detect_layout(state_dict, path.name)
-    known = read_metadata(metadata, PUBLISHED[layout.base], f"'{path}'")
-    parts = dict(zip(("unet", "vae", "text_encoder"), layout.prefixes, strict=True))
-    counts = {
-        part: sum(value.numel() for key, value in state_dict.items() if key.startswith(prefix))
-        for part, prefix in parts.items()
-    }
-    types = sorted({str(value.dtype).removeprefix("torch.") for value in state_dict.values()})
-    stated = METADATA_KEY in metadata
-    values = {name: value for name, value in asdict(known).items() if name not in ("title", "model_hash")}
-    return {
-        "kind": "multi-view model",
-        "title": known.title,
-        "file": str(path),
-        "bytes": path.stat().st_size,
-        # Tokens of an encoder that is no published one belong to these very weights.
-        "sha256": None if known.base in ENCODER_WIDTHS else _sha256(path),
-        "layout": layout.name,
-        "tensors": len(state_dict),
-        "types": types,
-        "parameters": {**counts, "total": sum(counts.values())},
-        "properties_from": "the file" if stated else f"what is published for {layout.name}",
-        "properties": values,
-    }
+    return inspect(name)
 
 
 def _safetensors_metadata(file: Path) -> dict[str, str]:
@@ -186,11 +152,3 @@ def _safetensors_metadata(file: Path) -> dict[str, str]:
         raise ModelError(
             f"'{file}' is not a readable safetensors file ({error}). It is of another kind or cut short: restore it."
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

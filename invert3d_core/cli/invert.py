@@ -71,6 +71,7 @@ class Invert(Command):
 
     def run(self) -> None:
         from .. import inversion, tokens
+        from ..files import locked
 
         began = time.monotonic()
         # Whatever could spoil the end is looked at before the work.
@@ -84,10 +85,11 @@ class Invert(Command):
             f"Learning <{self.name}> from {asset.path.name} ({len(asset.splat):,} splats): {config.vectors} vectors "
             f"from the words {words!r}, up to {config.steps} steps on {model.device}."
         )
-        result, first = self._train(model, asset, config, words, checkpoint)
-        tokens.save(result.token, self.out, overwrite=self.overwrite)
-        if self.checkpoint is None:
-            checkpoint.unlink(missing_ok=True)
+        with locked(checkpoint):  # the same command may run twice
+            result, first = self._train(model, asset, config, words, checkpoint)
+            tokens.save(result.token, self.out, overwrite=self.overwrite)
+            if self.checkpoint is None:
+                checkpoint.unlink(missing_ok=True)
         tail = result.losses[-TAIL:]
         self.report(
             {

@@ -17,6 +17,8 @@ from ..errors import Invert3DError
 
 if TYPE_CHECKING:
     from .command import Command
+    from .model import Model
+    from .token import Token
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 NEEDED = ("tyro", "tqdm")  # dependencies of the wheel, which a folder pack in a ComfyUI does without
@@ -51,15 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"the package {package} is not installed: pip install {package}", FAILED)
 
 
-def _parse(arguments: list[str]) -> "Command | int":
+def _parse(arguments: list[str]) -> "Command | Model | Token | int":
     """The command asked for, or the exit code when that was only help, or a mistake."""
     import tyro
 
     from .demo import Demo
     from .info import Info
     from .invert import Invert
+    from .model import Model
     from .render import Render
     from .sample import Sample
+    from .token import Token
 
     subcommand = tyro.conf.subcommand
     commands = (
@@ -68,6 +72,8 @@ def _parse(arguments: list[str]) -> "Command | int":
         | Annotated[Render, subcommand("render")]
         | Annotated[Invert, subcommand("invert")]
         | Annotated[Sample, subcommand("sample")]
+        | Annotated[Model, subcommand("model")]
+        | Annotated[Token, subcommand("token")]
     )
     mistakes = io.StringIO()
     try:

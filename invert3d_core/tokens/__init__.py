@@ -1,6 +1,23 @@
-"""Learned text embeddings: the token and its file (`token`), and its place in a prompt (`prompts`)."""
+"""Learned text embeddings: the token (`token`), its files and those of others (`reading`, `writing`), and its place in
+a prompt (`prompts`).
+"""
 
 from . import prompts
-from .token import ENCODER_WIDTHS, Token, check_name, load, save, write_atomically
+from .reading import TokenFile, inspect, load
+from .token import ENCODER_WIDTHS, Token, addressable, check_name, is_name
+from .writing import FORMATS, is_saved_as, save
 
-__all__ = ["ENCODER_WIDTHS", "Token", "check_name", "load", "prompts", "save", "write_atomically"]
+__all__ = [
+    "ENCODER_WIDTHS",
+    "FORMATS",
+    "Token",
+    "TokenFile",
+    "addressable",
+    "check_name",
+    "inspect",
+    "is_name",
+    "is_saved_as",
+    "load",
+    "prompts",
+    "save",
+]

@@ -48,15 +48,22 @@ def test_a_token(run, token, tmp_path):
     tokens.save(replace(learned, vectors=1.25 * learned.initial), path)
     report = run("info", path, "--json").report
     assert (report["kind"], report["name"], report["written"]) == ("token", "thing", "<thing>")
-    assert (report["vectors"], report["width"], report["text_encoder"]) == (2, 16, "tiny")
+    (encoder,) = report["text_encoders"].items()
+    assert (encoder[0], encoder[1]["vectors"], encoder[1]["width"]) == ("tiny", 2, 16)
     assert report["moved_from_initial"] == pytest.approx(0.25)
     assert report["provenance"]["config"]["initial_words"] == "red hat"
+
+
+def test_a_token_of_another_program(run, tmp_path):
+    torch.save({"<cat>": torch.randn(768)}, tmp_path / "cat.bin")
+    report = run("info", tmp_path / "cat.bin", "--json").report
+    assert (report["kind"], report["name"]) == ("token", "cat")
 
 
 def test_a_model(run, model):
     for name in (model, model / "model.safetensors"):
         report = run("info", name, "--json").report
-        assert (report["kind"], report["title"], report["layout"]) == ("multi-view model", "tiny", "sd-v1.5-4view")
+        assert (report["kind"], report["title"], report["layout"]) == ("multi-view model", "tiny", "file-clip")
         assert report["types"] == ["float32"]
         counts = report["parameters"]
         assert counts["total"] == sum(counts.values()) - counts["total"]

@@ -12,6 +12,7 @@ import safetensors
 import torch
 
 from invert3d_core import tokens
+from invert3d_core.files import locked
 from invert3d_core.toy import samples
 
 STEPS = 240  # enough to press Ctrl-C between the first checkpoint, at 100, and the second
@@ -102,6 +103,17 @@ def test_the_checkpoint_of_another_training_is_left_alone(run, model, ball, tmp_
     done = run(*base, "--out", tmp_path / "c.safetensors", "--steps", 2, "--json")
     assert (done.code, done.report["resumed_from_step"], done.report["steps"]) == (0, 2, 2)
     assert (tmp_path / "c.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_training_that_another_process_works_on_is_left_to_it(run, model, ball, tmp_path):
+    out = tmp_path / "cup.safetensors"
+    command = ("invert", ball, "--model", model, "--name", "cup", "--out", out, "--vectors", 1, "--steps", 1)
+    with locked(tmp_path / "cup.checkpoint.safetensors"):
+        done = run(*command)
+    assert done.code == 2
+    assert "cup.checkpoint.safetensors' is in use by another process. Wait until" in done.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+    assert run(*command).code == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent to a child as a POSIX signal")

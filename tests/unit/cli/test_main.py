@@ -29,13 +29,13 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         assert (done.returncode, done.stderr.strip()) == (0, "")
     done = python("-m", "invert3d_core", "--help")
     assert done.returncode == 0
-    assert all(f"• {name} " in done.stdout for name in ("demo", "info", "render", "invert", "sample"))
+    assert all(f"• {name} " in done.stdout for name in ("demo", "info", "render", "invert", "sample", "model", "token"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        ([], "Expected one of {demo, info, render, invert, sample}"),
+        ([], "Expected one of {demo, info, render, invert, sample, model, token}"),
         (["paint"], "Unrecognized options: paint"),
         (["info"], "Missing from invert3d info: PATH"),
         (["sample", "--model", "toy", "--out", "x"], "Missing from invert3d sample: --prompt"),
