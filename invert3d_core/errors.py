@@ -27,3 +27,7 @@ class TokenError(Invert3DError):
 
 class TrainingError(Invert3DError):
     """A token cannot be trained from these views with these settings, or a checkpoint does not belong to them."""
+
+
+class StorageError(Invert3DError, OSError):
+    """A file cannot be written: a full disk, a folder without permission, another process that works on it."""

@@ -9,6 +9,8 @@ import contextlib
 import copy
 import hashlib
 import io
+import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,9 +31,13 @@ from server import PromptServer
 from torch import Tensor
 
 from ..invert3d_core import mvdream
+from ..invert3d_core.errors import StorageError
+from ..invert3d_core.files import write_atomically
 from ..invert3d_core.mvdream import MVDream
 from ..invert3d_core.splats import GaussianSplats
-from ..invert3d_core.tokens import Token, write_atomically
+from ..invert3d_core.tokens import Token
+
+logger = logging.getLogger("invert3d")
 
 SHOW_INTERVAL_S = 0.5  # a preview costs a picture to make and to send; more often than this nobody can look
 
@@ -156,7 +162,8 @@ class HostMVDream:
     def load(cls, path_or_name: Path | str, dtype: torch.dtype | None = None) -> "HostMVDream":
         """A model of the core's `mvdream.load`. dtype: of the U-Net; None asks the host what suits its device."""
         model = mvdream.load(path_or_name, device="cpu")
-        source = sampled_digest(mvdream.checkpoint.find_checkpoint(path_or_name))
+        files = mvdream.layouts.files_of(mvdream.checkpoint.find_checkpoint(path_or_name))
+        source = "".join(sampled_digest(file) for file in files)
         with torch.inference_mode(False):
             torch.nn.Module.to(model.unet, dtype=dtype or _unet_dtype(model.unet))
             return cls(model, source)
@@ -230,8 +237,23 @@ def embeddings_folder() -> Path:
 
 
 def runs_folder() -> Path:
-    """Where trainings are kept: a folder of the host's user directory that none of its routes serves."""
+    """Where trainings are kept: user/__invert3d/runs, which none of the host's routes serves."""
     return Path(folder_paths.get_system_user_directory("invert3d")) / "runs"
+
+
+def check_finite(**widgets: float) -> None:
+    """ValueError for a widget that is no number: the host's own limits let NaN pass."""
+    for name, value in widgets.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: give it a finite number")
+
+
+def tell(text: str) -> None:
+    """A line in the host's log and on the node that runs."""
+    logger.info(text)
+    context = get_executing_context()
+    if context is not None:
+        PromptServer.instance.send_progress_text(text, context.node_id)
 
 
 def raise_if_cancelled() -> None:
@@ -252,7 +274,7 @@ class HostProgress:
 
     def __init__(self) -> None:
         self._bar: comfy.utils.ProgressBar | None = None
-        self._last_shown = float("-inf")
+        self._last_shown = self._last_drawn = float("-inf")  # pictures are offered rarely: numbers must not use them up
 
     def __call__(
         self,
@@ -270,12 +292,38 @@ class HostProgress:
         if shown:
             self._last_shown = now
         # No size with the picture: the host would scale it up to its own.
-        picture = ("JPEG", _to_pil(preview()), None) if shown and preview is not None else None
+        picture = None
+        if preview is not None and (now - self._last_drawn >= SHOW_INTERVAL_S or step == total):
+            picture = ("JPEG", _to_pil(preview()), None)
+            self._last_drawn = time.monotonic()
         bar.update_absolute(step, total, picture)
         context = get_executing_context()
         if shown and metrics and context is not None:
             text = " · ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             PromptServer.instance.send_progress_text(f"step {step} of {total} · {text}", context.node_id)
+
+
+def running_node() -> tuple[str, str]:
+    """The ids of the prompt and of the node that run now."""
+    context = get_executing_context()
+    return ("", "") if context is None else (context.prompt_id, context.node_id)
+
+
+def page_routes() -> Any:
+    """Where a module adds routes for the page, as decorators of aiohttp."""
+    return PromptServer.instance.routes
+
+
+def send_to_pages(event: str, data: Mapping[str, Any]) -> None:
+    """Tell every open page something over its websocket."""
+    PromptServer.instance.send_sync(event, data)
+
+
+def jpeg_of(picture: Tensor) -> bytes:  # (H,W,3) in [0,1]
+    """A picture as a JPEG file."""
+    buffer = io.BytesIO()
+    _to_pil(picture).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
 
 
 def _to_pil(picture: Tensor) -> Image.Image:  # (H,W,3) in [0,1]
@@ -288,11 +336,14 @@ def _from_pil(image: Image.Image) -> Tensor:  # (H,W,3) in [0,1]
 
 
 def save_picture(picture: Tensor, path: Path) -> Tensor:  # (H,W,3) in [0,1] -> (H,W,3)
-    """Write a PNG, whole or not at all; returns the picture as it will be read, in 256 levels."""
+    """Keep a PNG, whole or, with a warning, not at all; returns the picture as it will be read, in 256 levels."""
     buffer = io.BytesIO()
     image = _to_pil(picture)
     image.save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    try:
+        write_atomically(path, buffer.getvalue())
+    except StorageError as error:  # it can be drawn again
+        logger.warning("A picture is not kept: %s", error)
     return _from_pil(image)
 
 
@@ -301,7 +352,7 @@ def load_picture(path: Path) -> Tensor | None:  # (H,W,3) in [0,1]
     try:
         with Image.open(path) as picture:
             return _from_pil(picture)
-    except OSError:
+    except (OSError, SyntaxError):  # Pillow's word for a broken PNG
         return None
 
 
@@ -325,9 +376,10 @@ def find_file(name: str) -> Path | None:
 
     Known are the built-in samples and, with " [input]" or " [output]" and the like behind the name, the host's folders.
     """
+    name = str(name)  # an API prompt may hold anything
     if name.endswith(SAMPLE_SUFFIX):
         path = SAMPLES / name.removesuffix(SAMPLE_SUFFIX)
-        return path if path.parent == SAMPLES and path.is_file() else None
+        return path if path.parent == SAMPLES and os.path.isfile(path) else None  # False for every impossible name
     if not folder_paths.exists_annotated_filepath(name):
         return None
     path = Path(folder_paths.get_annotated_filepath(name))

@@ -1,32 +1,23 @@
 """Learning a token from a splat or from prepared views, kept on disk so that no work is ever done twice."""
 
-import contextlib
-import dataclasses
-import hashlib
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import Types, io
 from torch import Tensor
 
-from ..invert3d_core import __version__, inversion
+from ..invert3d_core import inversion
 from ..invert3d_core.cameras import Cameras
 from ..invert3d_core.errors import TokenError
-from ..invert3d_core.inversion import InversionConfig, SplatViews, ViewSet
-from ..invert3d_core.inversion.views import SET_SIZE, fingerprint
+from ..invert3d_core.inversion import SplatViews, ViewSet
+from ..invert3d_core.inversion.finished import KeptTraining, TrainingStore, training_key
+from ..invert3d_core.inversion.views import SET_SIZE
 from ..invert3d_core.tokens import check_name
-from . import host
+from . import desk, host
 from .cameras import orientation_inputs, orientation_of
 from .types import Cameras as CamerasSocket
 from .types import MVDream as MVDreamSocket
 from .types import Token as TokenSocket
-
-KEPT_BYTES = 512 << 20  # of past trainings; one is a megabyte or less
-# These settings do not change what is learned.
-FREE_SETTINGS = ("checkpoint_every", "preview_every", "gradient_checkpointing")
 
 
 def views_of(
@@ -55,34 +46,28 @@ def views_of(
     return ViewSet(images[..., :3].float(), cameras, None if masks is None else masks.float())
 
 
-def run_key(config: InversionConfig, name: str, views: SplatViews | ViewSet, model: host.HostMVDream) -> str:
-    """A digest of everything that decides what is learned."""
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in FREE_SETTINGS}
-    parts = [__version__, settings, name, fingerprint(views), model.source, str(model.dtype)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+def wait_for_another(seconds: float) -> None:
+    """While another ComfyUI on the same folder trains the very same: its result will do, unless the user cancels."""
+    if seconds == 0:
+        host.tell("Another process is training this token: waiting for its result.")
+    host.raise_if_cancelled()
 
 
-def open_run(key: str) -> Path:
-    """The checkpoint file of a training, marked as used now; the longest unused ones make room beyond KEPT_BYTES."""
-    folder = host.runs_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / f"{key}.safetensors"
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(checkpoint)
-    runs = sorted(folder.glob("*.safetensors"), key=lambda run: run.stat().st_mtime, reverse=True)
-    total = 0
-    for run in runs:
-        picture = picture_of(run)
-        total += sum(file.stat().st_size for file in (run, picture) if file.exists())
-        if total > KEPT_BYTES and run != checkpoint:
-            run.unlink(missing_ok=True)
-            picture.unlink(missing_ok=True)
-    return checkpoint
-
-
-def picture_of(checkpoint: Path) -> Path:
-    """Where the picture of a finished training is kept."""
-    return checkpoint.with_suffix(".png")
+def tell_what_is_kept(name: str, kept: KeptTraining, steps: int, resume: bool) -> None:
+    """Say that a training of so many steps is found again, or that one is left aside."""
+    if not kept.step:
+        return
+    if not resume:
+        host.tell(f"<{name}> is trained anew: {kept.step} steps were kept, and resume is off.")
+    elif kept.finished and kept.step < steps:
+        host.tell(
+            f"<{name}> is found again as it ended, at step {kept.step} of {steps}: {kept.checkpoint}. "
+            "To train it anew, switch resume off."
+        )
+    elif kept.finished:
+        host.tell(f"<{name}> is found again, with all its {kept.step} steps: {kept.checkpoint}")
+    else:
+        host.tell(f"<{name}> is found again and goes on from step {kept.step}: {kept.checkpoint}")
 
 
 class TrainInversionToken(io.ComfyNode):
@@ -154,7 +139,8 @@ class TrainInversionToken(io.ComfyNode):
                     "resume",
                     default=True,
                     tooltip="Go on from where the same training was cancelled or killed, and return a finished one at "
-                    "once. Switch off to start anew.",
+                    "once, also when other workflows ran in between. Switch off to train anew, in place of what is "
+                    "kept.",
                 ),
                 *orientation_inputs(),
                 io.Int.Input(
@@ -180,6 +166,7 @@ class TrainInversionToken(io.ComfyNode):
                     advanced=True,
                 ),
             ],
+            hidden=[io.Hidden.extra_pnginfo],
             outputs=[
                 TokenSocket.Output("token", display_name="token"),
                 io.LossMap.Output("loss", display_name="loss", tooltip="The training loss of each step."),
@@ -223,21 +210,27 @@ class TrainInversionToken(io.ComfyNode):
                 f"the preset {preset} trains in float32, but the model is loaded in {mvdream.dtype}: "
                 "choose the dtype float32 in MVDream Loader"
             )
-        checkpoint = open_run(run_key(config, name, views, mvdream))
-        with mvdream.ready(SET_SIZE * config.sets_per_step, training=True) as model:
+        key = training_key(config, name, views, mvdream.source, str(mvdream.dtype))
+        with (
+            TrainingStore(host.runs_folder()).training(name, key, wait_for_another, anew=not resume) as kept,
+            mvdream.ready(SET_SIZE * config.sets_per_step, training=True) as model,
+            desk.training(name, config.steps, cls.hidden.extra_pnginfo) as progress,
+        ):
+            tell_what_is_kept(name, kept, config.steps, resume)
             result = inversion.train_token(
                 model,
                 views,
                 config,
                 name=name,
-                progress=host.HostProgress(),
-                checkpoint=checkpoint,
+                progress=progress,
+                checkpoint=kept.checkpoint,
                 resume=resume,
             )
-            picture = host.load_picture(picture_of(checkpoint)) if resume else None
+            picture = host.load_picture(kept.picture) if resume and kept.finished else None
             if picture is None:
                 picture = inversion.preview_strip(model.with_token(result.token), f"a <{name}>")
-                picture = host.save_picture(picture, picture_of(checkpoint))
+                picture = host.save_picture(picture, kept.picture)
+            progress.finish(result, picture)
         return io.NodeOutput(result.token, {"loss": result.losses}, host.image_to_host(picture[None]))
 
 

@@ -5,6 +5,7 @@ of the generators and of the data order, and resuming gives the bits of an unint
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,12 @@ import safetensors.torch
 from torch import Tensor
 
 from ..errors import TrainingError
-from ..tokens import write_atomically
+from ..files import remove_abandoned, write_atomically
+
+logger = logging.getLogger("invert3d")
+
+FREE_SETTINGS = frozenset({"checkpoint_every", "preview_every", "gradient_checkpointing"})
+"""Settings that do not change what is learned: a run may be resumed, and a finished one found again, with others."""
 
 _METADATA_KEY = "invert3d_training"
 _SCHEMA = 1
@@ -52,12 +58,26 @@ def save(path: Path, state: TrainingState, fingerprint: Mapping[str, Any], finis
     """Write a state; a reader sees the one before or this one, whatever happens meanwhile.
 
     fingerprint: JSON-serialisable settings and input hashes that must be the same for the run to go on.
+
+    Raises StorageError if it cannot be written; the state before is still there.
     """
     entry = {"schema": _SCHEMA, "step": state.step, "finished": finished, "fingerprint": fingerprint}
     tensors = {name: getattr(state, name).detach().to("cpu").contiguous() for name in _TENSORS}
     data = safetensors.torch.save(tensors, metadata={_METADATA_KEY: json.dumps(entry, sort_keys=True)})
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
+
+
+def keep(path: Path, state: TrainingState, fingerprint: Mapping[str, Any], finished: bool) -> bool:
+    """`save` for the middle of the work, which a full disk must not end: what cannot be written is a warning.
+
+    Returns whether the state is on disk.
+    """
+    try:
+        save(path, state, fingerprint, finished)
+    except OSError as error:
+        logger.warning("Step %d of the training is not on disk, and the training goes on: %s", state.step, error)
+        return False
+    return True
 
 
 def load(path: Path, fingerprint: Mapping[str, Any]) -> tuple[TrainingState, bool] | None:
@@ -65,8 +85,7 @@ def load(path: Path, fingerprint: Mapping[str, Any]) -> tuple[TrainingState, boo
 
     Raises TrainingError if the file is not a checkpoint, or belongs to other settings or inputs (naming them).
     """
-    for abandoned in path.parent.glob(f".{path.name}.*.tmp"):  # left by a process that was killed while writing
-        abandoned.unlink(missing_ok=True)
+    remove_abandoned(path.parent, path.name)
     if not path.exists():
         return None
     try:
@@ -90,6 +109,21 @@ def load(path: Path, fingerprint: Mapping[str, Any]) -> tuple[TrainingState, boo
             "inputs to go on, name another checkpoint file, or start anew without resuming."
         )
     return TrainingState(step=step, **tensors), finished
+
+
+def peek(path: Path) -> tuple[int, bool] | None:
+    """How many steps a checkpoint holds and whether its run was finished; None if it is damaged or not one of ours.
+
+    Raises OSError if the file cannot be read at all.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            entry = json.loads((file.metadata() or {})[_METADATA_KEY])
+            if entry["schema"] != _SCHEMA or not {*_TENSORS} <= {*file.keys()}:
+                return None
+            return int(entry["step"]), bool(entry["finished"])
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _differences(before: object, now: object, name: str = "") -> list[str]:

@@ -2,14 +2,19 @@
 
 import ast
 import email.parser
+import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from tests.archives import files_of_clone, files_of_registry, lay_out
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "invert3d_core"
@@ -23,6 +28,11 @@ FLOORS = [
     {"cli"},
 ]
 HEAVY = ("diffusers", "transformers", "PIL", "gsplat", "tyro", "comfy")
+
+
+def tomllib() -> ModuleType:
+    """Python's reader of TOML, which 3.10 does not have yet."""
+    return importlib.import_module("tomllib") if sys.version_info >= (3, 11) else pytest.importorskip("tomli")
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -54,21 +64,9 @@ def packages_of_core_in(file: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from what a clone holds: the files git knows, or would add."""
+    """The wheel, built from what a clone holds."""
     folder = tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    ).stdout.decode()
-    for name in filter(None, listed.split("\0")):
-        source, target = ROOT / name, folder / "clone" / name
-        if source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(source, target) if source.stat().st_dev == folder.stat().st_dev else target.write_bytes(
-                source.read_bytes()
-            )
+    lay_out(files_of_clone(), folder / "clone")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
     run = subprocess.run([*build, str(folder / "clone")], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -103,6 +101,32 @@ def test_wheel_works_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> 
     assert Path(run.stdout.strip()).is_relative_to(tmp_path)
 
 
+@pytest.mark.skipif(
+    not (CORE / "toy" / "model.safetensors").is_file(), reason="the toy's trained weights are not in this checkout"
+)
+def test_demo_runs_from_the_installed_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    """The command that the wheel installs, in an empty folder and far from any checkout."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    short = ["--steps", "2", "--sampling-steps", "2", "--noises", "1"]
+    run = subprocess.run(
+        [str(site / "bin" / "invert3d"), "demo", "--out", "made", "--device", "cpu", *short],
+        cwd=work,
+        env=os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert {file.name for file in (work / "made").iterdir()} == {
+        "contact_sheet.png",
+        "token.safetensors",
+        "report.json",
+    }
+    assert json.loads((work / "made" / "report.json").read_text(encoding="utf-8"))["training_steps"] == 2
+
+
 def test_version_is_one(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -113,6 +137,42 @@ def test_version_is_one(wheel: Path) -> None:
     assert metadata["Name"] == "invert3d"
     assert metadata["Version"] == version.value
     assert f"## {version.value}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_what_a_registry_is_told() -> None:
+    """What `comfy node validate` and the registry's page ask of the metadata, and a version as it takes them."""
+    settings = tomllib().loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project, comfy = settings["project"], settings["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*", project["name"]) and "comfy" not in project["name"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert set(project["license"]) == {"text"}
+    assert project["description"] and project["requires-python"] == ">=3.10"
+    assert [name for name in project["classifiers"] if name.startswith("Operating System ::")]
+    assert re.fullmatch(r"[a-z0-9-]+", comfy["PublisherId"])
+    assert comfy["DisplayName"]
+    assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
+    assert "web" not in comfy, "WEB_DIRECTORY says it: with both, the page loads every script twice"
+    assert all(any(name.startswith(folder) for name in files_of_clone()) for folder in comfy["includes"])
+
+
+def test_download_from_the_registry_holds_the_pack_and_nothing_of_its_workshop() -> None:
+    files = files_of_registry()
+    tops = {name.split("/")[0] for name in files}
+    expected = {"__init__.py", "nodes", "invert3d_core", "web", "workflows", "locales", "pyproject.toml"}
+    expected |= {"requirements.txt", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"}
+    assert tops == expected
+    for folder in ("nodes", "invert3d_core", "web", "workflows", "locales"):
+        assert [name for name in files_of_clone() if name.startswith(f"{folder}/") and name not in files] == []
+
+
+def test_links_in_the_download_lead_to_what_it_holds() -> None:
+    files = set(files_of_registry())
+    for name in files:
+        if name.endswith(".md"):
+            # Pictures of a help page lie beside the folder's first level, for its translations too.
+            folder = Path("web/docs") if name.startswith("web/docs/") else Path(name).parent
+            for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+                assert (folder / target).as_posix() in files, f"{name} links to {target}"
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:

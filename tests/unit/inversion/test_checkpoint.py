@@ -5,9 +5,10 @@ import os
 import pytest
 import torch
 
-from invert3d_core.errors import TrainingError
+from invert3d_core.errors import StorageError, TrainingError
 from invert3d_core.inversion import checkpoint
 from invert3d_core.inversion.checkpoint import TrainingState
+from tests.unit.storage_faults import full_disk
 
 
 def make_state(step=3):
@@ -86,15 +87,27 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".other.safetensors.123.tmp", "run.safetensors"]
 
 
-def test_a_failed_write_keeps_the_state_before(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_state_before(tmp_path, caplog):
     path = tmp_path / "run.safetensors"
     checkpoint.save(path, make_state(3), FINGERPRINT, finished=False)
-
-    def full_disk(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.save(path, make_state(4), FINGERPRINT, finished=False)
+    with full_disk():
+        with pytest.raises(StorageError, match="cannot be written: File too large.*What was there before is unchanged"):
+            checkpoint.save(path, make_state(4), FINGERPRINT, finished=False)
+        assert checkpoint.keep(path, make_state(4), FINGERPRINT, finished=False) is False
+    assert "Step 4 of the training is not on disk, and the training goes on" in caplog.text
     assert load(path)[0].step == 3
     assert os.listdir(tmp_path) == ["run.safetensors"]
+    assert checkpoint.keep(path, make_state(4), FINGERPRINT, finished=True) is True
+    assert checkpoint.peek(path) == (4, True)
+
+
+def test_a_look_tells_a_checkpoint_from_other_files(tmp_path):
+    path = tmp_path / "run.safetensors"
+    checkpoint.save(path, make_state(7), FINGERPRINT, finished=False)
+    assert checkpoint.peek(path) == (7, False)
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:100], b"", b"hello", whole.replace(b"best_step", b"beat_step")):
+        path.write_bytes(damaged)
+        assert checkpoint.peek(path) is None
+    with pytest.raises(OSError, match="No such file"):
+        checkpoint.peek(tmp_path / "nowhere.safetensors")

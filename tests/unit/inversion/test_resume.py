@@ -1,12 +1,17 @@
 import multiprocessing
+import os
 import random
+import shutil
 import signal
 import time
 
 import pytest
 
 from invert3d_core import tokens
+from invert3d_core.inversion import checkpoint
 from tests.unit.inversion import child
+
+KILLS = int(os.environ.get("INVERT3D_KILLS", "10"))  # 100 take some minutes
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +23,10 @@ def processes():
     return context
 
 
-def run(context, folder, *args, kill_after=None):
+def run(context, folder, *args, kill_after=None, **named):
     """Exit code of a training process; kill_after: seconds after its first step."""
     started = context.Event()
-    process = context.Process(target=child.train, args=(str(folder), started, *args))
+    process = context.Process(target=child.train, args=(str(folder), started, *args), kwargs=named)
     process.start()
     if kill_after is not None:
         started.wait(60)
@@ -54,3 +59,64 @@ def test_killed_training_resumes_to_the_same_file(processes, tmp_path):
     assert (broken / "cup.safetensors").read_bytes() == (whole / "cup.safetensors").read_bytes()
     assert (broken / "run.safetensors").read_bytes() == (whole / "run.safetensors").read_bytes()
     assert not list(broken.glob(".*.tmp"))
+
+
+def test_killed_at_random_moments_loses_nothing_that_was_saved(processes, tmp_path):
+    """As many kills as KILLS; a training that gets to its end is compared and followed by a new one."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    began = time.monotonic()
+    assert run(processes, whole) == 0
+    files = [whole / "cup.safetensors", whole / "run.safetensors"]
+    reached = processes.Value("i", 0)
+    moments = random.Random(11)
+    kills = rounds = 0
+    steps = []
+    while kills < KILLS or (broken / "run.safetensors").exists():
+        # The last one may live.
+        after = moments.uniform(0, 0.1) if kills < KILLS else None
+        code = run(processes, broken, kill_after=after, reached=reached)
+        saved, finished = checkpoint.peek(broken / "run.safetensors") or (0, False)
+        assert saved >= reached.value, "a saved step is lost"
+        if code == 0:
+            assert finished
+            assert [(broken / file.name).read_bytes() for file in files] == [file.read_bytes() for file in files]
+            shutil.rmtree(broken)
+            reached.value = 0
+            rounds += 1
+        else:
+            assert code == -signal.SIGKILL
+            kills += 1
+            steps.append(saved)
+    print(
+        f"{kills} kills in {rounds} trainings of {child.CONFIG.steps} steps, "
+        f"at steps {min(steps)} to {max(steps)}: 0 saved steps lost, {rounds} of {rounds} results equal; "
+        f"{time.monotonic() - began:.0f} s"
+    )
+
+
+def test_two_processes_with_one_checkpoint_file_do_not_harm_each_other(processes, tmp_path):
+    """Nothing holds the file for a caller of the bare function: both train, and end as one would."""
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert run(processes, whole) == 0
+    started = processes.Event()
+    both = [processes.Process(target=child.train, args=(str(shared), started)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    for name in ("cup.safetensors", "run.safetensors"):
+        assert (shared / name).read_bytes() == (whole / name).read_bytes()
+    assert sorted(os.listdir(shared)) == ["cup.safetensors", "run.safetensors"]
+
+
+def test_two_processes_in_one_store_train_the_same_once(processes, tmp_path):
+    together, steps = processes.Barrier(2), processes.Value("i", 0)
+    both = [processes.Process(target=child.train_in_store, args=(str(tmp_path), together, steps)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert steps.value == child.CONFIG.steps
+    assert len(os.listdir(tmp_path)) == 1
