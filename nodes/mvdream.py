@@ -11,7 +11,8 @@ from comfy_api.latest import io
 from ..invert3d_core import cameras as core
 from ..invert3d_core.cameras import Cameras
 from ..invert3d_core.inversion.views import model_orbit
-from ..invert3d_core.mvdream import ModelInfo
+from ..invert3d_core.mvdream import ModelInfo, checkpoint, inspection, known_models, layouts
+from ..invert3d_core.mvdream.sampling import SAMPLERS
 from . import host
 from .cameras import azimuth_start_input
 from .types import Cameras as CamerasSocket
@@ -25,8 +26,13 @@ LARGEST_HEADER = 64 << 20
 
 
 def model_names() -> list[str]:
-    """What the loader offers: the toy, all of models/mvdream, and of models/checkpoints what reads cameras."""
+    """What the loader offers: the toy, all of models/mvdream, and of models/checkpoints what reads cameras.
+
+    A folder in diffusers' manner in models/mvdream is one model, by its own name.
+    """
     own, shared = (host.list_models(folder) for folder in MODEL_FOLDERS)
+    folders = list(model_folders())
+    own = folders + [name for name in own if not name.startswith((".", *(f"{folder}/" for folder in folders)))]
     found = {}
     for name in shared:
         path = host.find_model("checkpoints", name)
@@ -35,16 +41,29 @@ def model_names() -> list[str]:
     return [BUILT_IN, *own, *(name for name, fits in found.items() if fits and name not in own)]
 
 
+def model_folders() -> dict[str, Path]:
+    """Folders in diffusers' manner in models/mvdream, by their names there."""
+    found = {}
+    for name in host.list_models(host.MODEL_FOLDER):
+        folder, part, _ = name.rpartition("/unet/")
+        path = host.find_model(host.MODEL_FOLDER, name) if part and not folder.startswith(".") else None
+        whole = layouts.folder_of(path) if path is not None else None
+        if whole is not None:
+            found[folder] = whole
+    return found
+
+
 def model_file(name: str) -> Path | str:
-    """What the core loads for the widget's value. ValueError when there is no such file."""
+    """What the core loads for the widget's value. ValueError when there is no such file or folder."""
     if name == BUILT_IN:
         return "toy"
     paths = (host.find_model(folder, name) for folder in MODEL_FOLDERS)
-    path = next((path for path in paths if path is not None), None)
-    if path is None or path.suffix.lower() not in host.MODEL_ENDINGS:
+    path = next((path for path in paths if path is not None), None) or model_folders().get(name)
+    if path is None or not (path.is_dir() or path.suffix.lower() in host.MODEL_ENDINGS):
         raise ValueError(
-            f"there is no model {name!r}: put an MVDream checkpoint ({', '.join(sorted(host.MODEL_ENDINGS))}) into "
-            f"models/{host.MODEL_FOLDER} or models/checkpoints, or choose {BUILT_IN!r}"
+            f"there is no model {name!r}: put an MVDream checkpoint ({', '.join(sorted(host.MODEL_ENDINGS))}, or a "
+            f"folder in diffusers' manner) into models/{host.MODEL_FOLDER}, or a file into models/checkpoints, or "
+            f"choose {BUILT_IN!r}. {known_models.where_to_get(name)}"
         )
     return path
 
@@ -67,20 +86,9 @@ def _has_cameras(path: Path, fingerprint: str) -> bool:
         return False
 
 
-def describe(model: host.HostMVDream) -> str:
+def describe(model: host.HostMVDream, source: Path | str) -> str:
     """What a person wants to know of a loaded model, a line each."""
-    info = model.info
-    low, high = info.elevation_range_deg
-    return "\n".join(
-        [
-            info.title,
-            f"licence {info.licence}",
-            f"views of {info.image_size} × {info.image_size} pixels, from {low:g}° to {high:g}° above the horizon",
-            f"text encoder {info.base}, tokens of width {model.token_width}",
-            f"by itself {info.steps} steps at guidance {info.guidance_scale:g}",
-            f"U-Net in {str(model.dtype).removeprefix('torch.')}",
-        ]
-    )
+    return f"{inspection.summary(source)}\nU-Net in {str(model.dtype).removeprefix('torch.')}"
 
 
 def view_cameras(given: Cameras | None, info: ModelInfo, views: int, azimuth_start: float, elevation: float) -> Cameras:
@@ -97,7 +105,7 @@ class MVDreamLoader(io.ComfyNode):
             node_id="Invert3DMVDreamLoader",
             display_name="MVDream Loader",
             category="Invert3D/mvdream",
-            description="Loads a multi-view diffusion model: the built-in toy, or an MVDream checkpoint in one file.",
+            description="Loads a multi-view diffusion model: the built-in toy, or an MVDream checkpoint of any layout.",
             search_aliases=["mvdream", "multi view diffusion", "checkpoint", "toy model"],
             inputs=[
                 io.Combo.Input(
@@ -105,7 +113,7 @@ class MVDreamLoader(io.ComfyNode):
                     options=model_names(),
                     default=BUILT_IN,
                     tooltip="The built-in toy needs no download and knows a small world of simple things. Others: "
-                    "files in models/mvdream, and in models/checkpoints those that read cameras.",
+                    "files and folders in models/mvdream, and in models/checkpoints files that read cameras.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -117,7 +125,9 @@ class MVDreamLoader(io.ComfyNode):
             ],
             outputs=[
                 MVDreamSocket.Output("mvdream", display_name="mvdream"),
-                io.String.Output("info", display_name="info", tooltip="What the model is, in words."),
+                io.String.Output(
+                    "info", display_name="info", tooltip="Its layout, base and licence, and what it can do."
+                ),
             ],
         )
 
@@ -134,12 +144,15 @@ class MVDreamLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model: str | None = None, **others) -> str:
         path = model_file(model) if model else ""
-        return host.path_fingerprint(path) if isinstance(path, Path) else path
+        if not isinstance(path, Path):
+            return path
+        return " ".join(map(host.path_fingerprint, layouts.files_of(checkpoint.find_checkpoint(path))))
 
     @classmethod
     def execute(cls, model: str, dtype: str) -> io.NodeOutput:
-        loaded = host.HostMVDream.load(model_file(model), DTYPES[dtype])
-        return io.NodeOutput(loaded, describe(loaded))
+        source = model_file(model)
+        loaded = host.HostMVDream.load(source, DTYPES[dtype])
+        return io.NodeOutput(loaded, describe(loaded, source))
 
 
 class MVDreamSampler(io.ComfyNode):
@@ -208,6 +221,15 @@ class MVDreamSampler(io.ComfyNode):
                     tooltip="Height of the ring in degrees. The models were trained for 0 to 30.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "sampler",
+                    options=list(SAMPLERS),
+                    default="ddim",
+                    optional=True,  # prompts saved before it was there stay valid
+                    tooltip="ddim is the one published with MVDream; dpmpp_2m (DPM-Solver++) and euler often need "
+                    "fewer steps.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images"),
@@ -229,14 +251,17 @@ class MVDreamSampler(io.ComfyNode):
         views: int,
         azimuth_start_deg: float,
         elevation_deg: float,
+        sampler: str = "ddim",
         cameras: Cameras | None = None,
     ) -> io.NodeOutput:
+        host.check_finite(guidance_scale=guidance_scale, guidance_rescale=guidance_rescale)
         info = mvdream.info
         cams = view_cameras(cameras, info, views, azimuth_start_deg, elevation_deg)
         choices: dict[str, Any] = {
             "steps": steps or None,
             "guidance_scale": guidance_scale or None,
             "guidance_rescale": guidance_rescale if guidance_rescale >= 0 else None,
+            "sampler": sampler,
         }
         with mvdream.ready(len(cams)) as model:
             latents = model.sample(
