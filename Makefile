@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCATE := tests/host/locate.py
 
-.PHONY: help demo test lint bench host host-python clean
+.PHONY: help demo test test-hosts lint bench host host-python clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,20 @@ demo: $(VENV)/installed  ## a splat becomes a token, a token becomes views: writ
 test: $(VENV)/installed-test host-python  ## lint, then unit, golden and host tests; says what it skipped and why
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -rs --durations=10 $(PYTEST_ARGS)
+
+# An entry is <folder of a ComfyUI>, or <folder>:<its python>; without one a new .venv-host-… is made for each (minutes).
+test-hosts: $(VENV)/installed-test  ## the host tests in several ComfyUI: COMFYUI_PATHS="<folder> <folder>"
+	@$(call need-python)
+	@test -n "$(COMFYUI_PATHS)" || { echo 'say which: make test-hosts COMFYUI_PATHS="<folder> <folder>"'; exit 1; }
+	@set -e; for entry in $(COMFYUI_PATHS); do \
+		comfy="$${entry%%:*}"; python="$${entry#"$$comfy"}"; python="$${python#:}"; export COMFYUI_PATH="$$comfy"; \
+		if [ -z "$$python" ]; then \
+			venv="$(HOST_VENV)$$(echo "$$comfy" | tr -c 'A-Za-z0-9\n' -)"; python="$$venv/bin/python"; \
+			[ -x "$$python" ] || { $(call make-host-venv,$$venv); }; \
+		fi; \
+		echo "== $$comfy with $$python"; \
+		COMFYUI_PYTHON="$$python" INVERT3D_REQUIRE_HOST=1 $(BIN)/python -m pytest -rs $(or $(PYTEST_ARGS),tests/host); \
+	done
 
 lint: $(VENV)/installed-test  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -41,9 +55,7 @@ host-python:  ## an interpreter for the ComfyUI found here: one that exists, els
 	if [ -z "$$comfy" ]; then \
 		echo "no ComfyUI found (COMFYUI_PATH, the folder that holds custom_nodes/, ~/comfy/ComfyUI): no host tests"; \
 	elif ! $(PYTHON) $(LOCATE) python >/dev/null 2>&1; then \
-		echo "making $(HOST_VENV) for the ComfyUI in $$comfy"; \
-		$(PYTHON) -m venv $(HOST_VENV) && \
-		$(HOST_VENV)/bin/python $(PIP) $$($(PYTHON) $(LOCATE) torch) -r "$$comfy/requirements.txt" -r requirements.txt; \
+		$(call make-host-venv,$(HOST_VENV)); \
 	fi
 
 host: host-python  ## start the ComfyUI found here with this pack linked into .host/custom_nodes
@@ -55,10 +67,16 @@ host: host-python  ## start the ComfyUI found here with this pack linked into .h
 	cd "$$comfy" && exec "$$python" main.py $$cpu --base-directory "$(abspath $(HOST_BASE))" $(HOST_ARGS)
 
 clean:  ## remove what make made
-	rm -rf $(VENV) $(HOST_VENV) $(HOST_BASE) demo_output build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(HOST_VENV) $(HOST_VENV)-* $(HOST_BASE) demo_output build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 define need-python
 test -n "$(PYTHON)" || { echo "Invert3D needs Python 3.10 or newer: install it, or say where with PYTHON=<path>"; exit 1; }
+endef
+
+# $(1): the environment to make, for the ComfyUI in the shell's $comfy.
+define make-host-venv
+echo "making $(1) for the ComfyUI in $$comfy" && $(PYTHON) -m venv "$(1)" && \
+"$(1)/bin/python" $(PIP) $$($(PYTHON) $(LOCATE) torch) -r "$$comfy/requirements.txt" -r requirements.txt
 endef
 
 $(VENV)/bin/python:

@@ -154,6 +154,8 @@ class Client:
             deadline = time.monotonic() + timeout
             while run.status == "running":
                 remaining = deadline - time.monotonic()
+                if remaining <= 0:  # or all that follows would wait for it
+                    await asyncio.to_thread(self.interrupt)
                 assert remaining > 0, f"prompt did not end within {timeout:.0f} s; progress: {run.progress[-3:]}"
                 try:
                     message = await socket.receive(timeout=remaining)

@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         find_host()
     except HostNotFound as reason:
         if os.environ.get("INVERT3D_REQUIRE_HOST") != "1" and not os.environ.get("COMFYUI_PATH"):
-            reasons["server"] = str(reason)
-    if find_chromium() is None:
+            reasons["host"] = str(reason)
+    if find_chromium() is None and os.environ.get("INVERT3D_REQUIRE_HOST") != "1":
         reasons["comfy_page"] = "there is no Chromium here (package `chromium`)"
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -39,20 +39,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running ComfyUI with the pack; its log is read for load failures at the start and at the end."""
+def host() -> tuple[Path, Path]:
+    """The ComfyUI checkout and an interpreter for it."""
     try:
-        comfyui, python = find_host()
+        return find_host()
     except HostNotFound as reason:
         pytest.fail(f"the host tests must run here, but {reason}", pytrace=False)
-    host = Server(comfyui, python, tmp_path_factory.mktemp("comfyui"))
-    host.start()
+
+
+@pytest.fixture(scope="session")
+def server(host: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ComfyUI with the pack; its log is read for load failures at the start and at the end."""
+    running = Server(*host, tmp_path_factory.mktemp("comfyui"))
+    running.start()
     try:
-        host.check_log()
-        yield host
-        host.check_log()
+        running.check_log()
+        yield running
+        running.check_log()
     finally:
-        host.stop()
+        running.stop()
 
 
 @pytest.fixture
@@ -68,9 +73,17 @@ def input_folder(server: Server) -> Path:
 
 
 @pytest.fixture(scope="session")
-def comfy_page(server: Server) -> Iterator[ComfyPage]:
-    """The server's page in a headless Chromium."""
+def browser_page(server: Server) -> Iterator[ComfyPage]:
+    """The server's page in a headless Chromium, which is started once."""
     chromium = find_chromium()
     assert chromium is not None, "no Chromium"
     with ComfyPage(server.url, chromium) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def comfy_page(browser_page: ComfyPage) -> Iterator[ComfyPage]:
+    """The open page for one file of tests; between them it rests, since it draws all the time."""
+    browser_page.open()
+    yield browser_page
+    browser_page.rest()

@@ -1,12 +1,16 @@
 """Nodes of the host tests only: they make visible what no node of the host shows. Copied into the test host's packs."""
 
+import gc
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
 import folder_paths
+import psutil
 import torch
 from comfy_api.latest import ComfyExtension, Types, io
 from safetensors.torch import save_file
@@ -113,9 +117,44 @@ class ProbeClip(io.ComfyNode):
         return io.NodeOutput(clip, table[ids[1][0]].reshape(1, -1))
 
 
+class ProbeMemory(io.ComfyNode):
+    """Shows as JSON what the host has loaded and how much memory its process holds, once its input is there."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="Invert3DProbeMemory",
+            category="tests",
+            inputs=[io.AnyType.Input("after")],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **kwargs):
+        return float("nan")
+
+    @classmethod
+    def execute(cls, after):
+        gc.collect()
+        device = comfy.model_management.get_torch_device()
+        loaded = [entry for entry in comfy.model_management.current_loaded_models if entry.model is not None]
+        state = {
+            "device": str(device),
+            "loaded": [
+                {"class": type(entry.model.model).__name__, "bytes": entry.model_loaded_memory()} for entry in loaded
+            ],
+            "used": sum(entry.model_loaded_memory() for entry in loaded if entry.device == device),
+            "networks": sum(type(item).__name__ == "MVDreamNetwork" for item in gc.get_objects()),
+            "tensors": sum(type(item) is torch.Tensor for item in gc.get_objects()),
+            "resident_bytes": psutil.Process().memory_info().rss,
+        }
+        return io.NodeOutput(ui={"text": [json.dumps(state)]})
+
+
 class ProbeExtension(ComfyExtension):
     async def get_node_list(self):
-        return [ProbeModules, ProbeTensors, ProbeBatch, ProbeClip]
+        return [ProbeModules, ProbeTensors, ProbeBatch, ProbeClip, ProbeMemory]
 
 
 async def comfy_entrypoint():

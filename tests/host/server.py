@@ -97,7 +97,7 @@ class Server:
         for folder in (custom_nodes, self.base / "input", self.base / "output", self.base / "models" / "embeddings"):
             folder.mkdir(parents=True, exist_ok=True)
         link = custom_nodes / self.pack_folder
-        if not link.is_symlink():  # there when a server is started again in its base folder
+        if not link.exists():  # a server started again in its base folder, or a test has laid a copy there
             link.symlink_to(self.pack, target_is_directory=True)
         shutil.copyfile(Path(__file__).with_name("probe_pack.py"), custom_nodes / "invert3d_probe.py")
         # Without these the page opens with its own dialogs before the graph.

@@ -1,6 +1,7 @@
 """The main chain through /prompt: splat to token to views, and that nothing which goes wrong loses work."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -416,10 +417,13 @@ def test_model_in_a_folder_with_its_vocabulary(client: Client, server: Server) -
     folder.mkdir(parents=True)
     for name in ("model.safetensors", "tokenizer.json"):
         (folder / name).symlink_to(server.pack / "invert3d_core" / "toy" / name)
-    prompt = text_to_views(client, seed=41)
-    built_in = client.images(client.succeed(prompt), "images")
-    prompt["model"]["inputs"]["model"] = "copy of the toy/model.safetensors"
-    prompt["info"] = client.node("PreviewAny", source=["model", 1])
-    run = client.succeed(prompt)
-    assert np.array_equal(client.images(run, "images"), built_in)
-    assert "Invert3D toy model" in run.text("info")
+    try:
+        prompt = text_to_views(client, seed=41)
+        built_in = client.images(client.succeed(prompt), "images")
+        prompt["model"]["inputs"]["model"] = "copy of the toy/model.safetensors"
+        prompt["info"] = client.node("PreviewAny", source=["model", 1])
+        run = client.succeed(prompt)
+        assert np.array_equal(client.images(run, "images"), built_in)
+        assert "Invert3D toy model" in run.text("info")
+    finally:
+        shutil.rmtree(folder)

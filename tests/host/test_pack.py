@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from invert3d_core import splats
-from tests.host.client import Client
+from tests.host.client import Client, decode_image
 from tests.host.scenes import three_balls
 from tests.host.server import PACK, Server
+from tools.make_help_pictures import LARGEST
+from tools.make_locales import NODE_TEXTS, languages, read
 
 NODE_IDS = sorted(
     node_id
@@ -41,11 +43,25 @@ def test_node_is_registered_and_describes_itself(client: Client, node_id: str) -
 
 
 @pytest.mark.parametrize("node_id", NODE_IDS)
-def test_node_has_a_help_page_under_its_name(client: Client, node_id: str) -> None:
-    address = f"{client.url}/extensions/comfyui-invert3d/docs/{node_id}.md"
-    with urllib.request.urlopen(address, timeout=30) as answer:
-        title = answer.read().decode("utf-8").splitlines()[0]
-    assert title == f"# {client.object_info(node_id)['display_name']}"
+def test_node_is_found_by_other_words(client: Client, node_id: str) -> None:
+    assert len(set(client.get(f"/object_info/{node_id}")[node_id]["search_aliases"])) >= 2
+
+
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_node_has_a_help_page_in_each_language(client: Client, node_id: str) -> None:
+    """Under its name, with the picture that `tools/make_help_pictures.py` makes."""
+    folder = f"{client.url}/extensions/comfyui-invert3d/docs"
+    titles = {"": client.get(f"/object_info/{node_id}")[node_id]["display_name"]}
+    titles |= {f"/{language}": read(language, NODE_TEXTS)[node_id]["display_name"] for language in languages()}
+    for place, title in titles.items():
+        with urllib.request.urlopen(f"{folder}/{node_id}{place}.md", timeout=30) as answer:
+            lines = answer.read().decode("utf-8").splitlines()
+        assert lines[0] == f"# {title}"
+        assert re.fullmatch(rf"!\[[^]]+\]\(pictures/{node_id}\.jpg\)", lines[2])
+    with urllib.request.urlopen(f"{folder}/pictures/{node_id}.jpg", timeout=30) as answer:
+        content = answer.read()
+    assert len(content) <= LARGEST
+    assert decode_image(content).std() > 0.05
 
 
 def test_core_is_imported_from_the_pack_alone(client: Client, server: Server, input_folder: Path) -> None:
@@ -67,11 +83,8 @@ def test_core_is_imported_from_the_pack_alone(client: Client, server: Server, in
 def test_samples_come_first_in_the_list(client: Client, input_folder: Path) -> None:
     splats.save(three_balls(20), input_folder / "deep" / "er" / "z.ply")
     (input_folder / "picture.png").write_bytes(b"no splat")
-    (options,) = (
-        spec[1]["options"]
-        for name, spec in client.object_info("Invert3DLoadGaussianSplat")["input"]["required"].items()
-        if name == "file"
-    )
+    info = client.get("/object_info/Invert3DLoadGaussianSplat")["Invert3DLoadGaussianSplat"]
+    options = info["input"]["required"]["file"][1]["options"]
     samples = [f"{file.name} [sample]" for file in sorted((PACK / "invert3d_core" / "toy" / "samples").glob("*.ply"))]
     assert options[: len(samples)] == samples
     assert "deep/er/z.ply" in options

@@ -1,15 +1,20 @@
-"""ComfyUI's real page with the pack's nodes: what a person builds with the mouse is what runs over the API."""
+"""ComfyUI's real page with the pack's nodes: what a person builds and clicks there is what runs, and what is seen."""
 
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from playwright.sync_api import Locator
 
 from invert3d_core import splats
 from tests.host.client import Client
 from tests.host.page import ComfyPage
 from tests.host.scenes import three_balls
-from tests.host.server import Server
+from tests.host.server import PACK, Server
 
 BUILD = """() => {
     app.graph.clear()
@@ -59,3 +64,103 @@ def test_unknown_node_is_named(comfy_page: ComfyPage, workflow: dict) -> None:
     workflow["nodes"][0]["type"] = "Invert3DNoSuchNode"
     with pytest.raises(AssertionError, match="does not know the node types.*Invert3DNoSuchNode"):
         comfy_page.prompt_of(workflow)
+
+
+@pytest.fixture(params=[False, True], ids=["canvas", "nodes_2"])
+def renderer(comfy_page: ComfyPage, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """The page with each of its two renderers in turn; False is the canvas, and in place again afterwards."""
+
+    def choose(nodes_2: bool) -> None:
+        comfy_page.page.evaluate("value => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', value)", nodes_2)
+        comfy_page.open()
+
+    choose(request.param)
+    yield request.param
+    choose(False)
+
+
+def open_templates(comfy_page: ComfyPage, pack_folder: str) -> None:
+    """The page's template browser, at the templates of the pack."""
+    comfy_page.page.evaluate("app.graph.clear()")  # nodes have a badge with the pack's folder
+    comfy_page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    comfy_page.page.get_by_text(pack_folder, exact=True).first.click(timeout=30_000)
+
+
+def template(comfy_page: ComfyPage, name: str) -> Locator:
+    return comfy_page.page.get_by_test_id(f"template-workflow-{name}")
+
+
+def test_template_browser_shows_every_workflow_with_its_picture(comfy_page: ComfyPage, server: Server) -> None:
+    open_templates(comfy_page, server.pack_folder)
+    for file in sorted((PACK / "workflows").glob("*.json")):
+        card = template(comfy_page, file.stem)
+        card.wait_for(timeout=30_000)
+        if file.with_suffix(".jpg").exists():
+            picture = card.locator("img").first
+            picture.wait_for(timeout=30_000)
+            assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 512
+    comfy_page.open()
+
+
+# Steps enough to see that everything moves; the seed differs, for a finished training is not done again.
+SHORTEN = """seed => {
+    const set = (node, name, value) => node.widgets.find(widget => widget.name === name).value = value
+    for (const node of app.graph.nodes) {
+        if (node.type === "Invert3DTrainInversionToken")
+            for (const [name, value] of Object.entries({steps: 8, preview_every: 4, seed})) set(node, name, value)
+        if (node.type === "Invert3DMVDreamSampler") set(node, "steps", 2)
+    }
+    window.invert3dSeen = {previews: [], done: null}
+    const api = app.api
+    api.addEventListener("b_preview_with_metadata", ({detail}) =>
+        window.invert3dSeen.previews.push(app.graph.getNodeById(detail.nodeId)?.type))
+    for (const end of ["execution_success", "execution_error", "execution_interrupted"])
+        api.addEventListener(end, () => window.invert3dSeen.done = end)
+}"""
+
+# Moves the view to the node with this title; where it lies on the screen then.
+LOOK_AT = """title => {
+    const node = app.graph.nodes.find(node => node.title === title)
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [300 - node.pos[0], 200 - node.pos[1]]
+    app.canvas.setDirty(true, true)
+    const [left, top] = app.canvasPosToClientPos(node.pos)
+    return {x: left, y: top, width: node.size[0], height: node.size[1]}
+}"""
+
+
+def white_share(comfy_page: ComfyPage, title: str) -> float:
+    """How much of the node with this title is white, as pictures of objects are and the page is not."""
+    area = comfy_page.page.evaluate(LOOK_AT, title)
+    comfy_page.page.wait_for_timeout(1500)
+    shot = Image.open(io.BytesIO(comfy_page.page.screenshot(clip=area))).convert("L")
+    return float((np.asarray(shot) > 240).mean())
+
+
+def test_quickstart_opens_from_the_template_browser_runs_and_is_seen(
+    comfy_page: ComfyPage, server: Server, renderer: bool
+) -> None:
+    page = comfy_page.page
+    open_templates(comfy_page, server.pack_folder)
+    template(comfy_page, "invert3d_quickstart").click()
+    page.wait_for_function("app.graph.nodes.some(node => node.type === 'Invert3DTrainInversionToken')", timeout=30_000)
+    page.wait_for_timeout(2000)
+    assert white_share(comfy_page, "The splat") < 0.05
+    page.evaluate(SHORTEN, 1 + renderer)
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("window.invert3dSeen.done", timeout=240_000)
+    seen = page.evaluate("window.invert3dSeen")
+    assert seen["done"] == "execution_success"
+    assert "Invert3DMVDreamSampler" in seen["previews"]
+    page.wait_for_selector(".invert3d-preview:not([hidden]) img", state="attached")  # the training's
+    assert white_share(comfy_page, "The splat") > 0.2
+    pictures = page.evaluate(
+        """async () => Promise.all(["The token", "The edited token"].map(async title => {
+            const id = app.graph.nodes.find(node => node.title === title).id
+            const shown = document.querySelector(`.lg-node[data-node-id="${id}"] img`)
+            const image = shown ?? app.graph.getNodeById(id).imgs?.[0]
+            return image?.naturalWidth
+        }))"""
+    )
+    assert pictures == [128, 128]
+    assert comfy_page.errors == []

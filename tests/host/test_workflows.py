@@ -3,15 +3,18 @@
 import json
 import re
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from invert3d_core import __version__
 from tests.host.client import Client, decode_image
 from tests.host.page import ComfyPage
-from tests.host.server import PACK
+from tests.host.server import PACK, Server
 from tests.host.test_pack import NODE_IDS
+from tools.make_workflows import HOST, NOTE, OURS, lay_out_files
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 needs_trained_weights = pytest.mark.skipif(
@@ -66,6 +69,16 @@ def test_every_node_is_in_a_workflow() -> None:
     assert set(NODE_IDS) <= types
 
 
+@pytest.fixture
+def users_files(server: Server) -> Iterator[None]:
+    """What a user brings to the workflows is there, if only in name."""
+    made = lay_out_files(server.base / "models")
+    yield
+    for file in made:
+        file.unlink()
+
+
+@pytest.mark.usefixtures("users_files")
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_workflow_fits_the_nodes(file: Path, client: Client, comfy_page: ComfyPage) -> None:
     """Every widget of every node has a value, of the kind and in the place that the node expects now."""
@@ -83,6 +96,21 @@ def test_workflow_fits_the_nodes(file: Path, client: Client, comfy_page: ComfyPa
     assert not re.search(r"/(home|root|tmp|Users)/|localhost|127\.0\.0\.1", text)
     templates = client.get("/api/workflow_templates")
     assert file.stem in templates["comfyui-invert3d"]
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflow_says_which_packs_and_models_it_needs(file: Path) -> None:
+    """In the words by which installers of missing packs, and the page's download of missing models, find them."""
+    for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]:
+        properties = node["properties"]
+        if node["type"] != NOTE:
+            assert properties["cnr_id"] == (OURS if node["type"] in NODE_IDS else HOST)
+            assert properties["ver"] == __version__ or node["type"] not in NODE_IDS
+        if node["type"].endswith(("MVDreamLoader", "CheckpointLoaderSimple")):
+            assert properties["models"]
+            for model in properties["models"]:
+                assert set(model) == {"name", "url", "directory"}
+                assert model["url"].startswith("https://") and model["url"].endswith("/" + model["name"])
 
 
 @needs_trained_weights
