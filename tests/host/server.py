@@ -53,6 +53,8 @@ class Server:
         # PYTHONPATH could hold an installed core; the network must not be needed.
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        # Beside a browser that draws in software, two threads wait for each other most of the time.
+        environment["OMP_NUM_THREADS"] = "1"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.comfyui, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
