@@ -31,3 +31,8 @@ class TrainingError(Invert3DError):
 
 class StorageError(Invert3DError, OSError):
     """A file cannot be written: a full disk, a folder without permission, another process that works on it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, its kind if it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

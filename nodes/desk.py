@@ -46,8 +46,8 @@ class Training:
     def __init__(self, name: str, total: int, workflow: str | None) -> None:
         self.prompt_id, self.node_id = host.running_node()
         self._name, self._total, self._workflow = name, total, workflow
-        self._has_panel = workflow is not None and _panels_exist.is_set()
-        self._host_progress = host.HostProgress()
+        has_panel = workflow is not None and _panels_exist.is_set()
+        self._host_progress = host.HostProgress(bar_alone=has_panel)
         self._lock = threading.Lock()  # the routes read in another thread
         self._status = "preparing"
         self._version = 0
@@ -57,7 +57,7 @@ class Training:
         self._validation: list[list[float]] = []
         self._preview: dict[str, Any] | None = None
         self._sent_preview: dict[str, Any] | None = None
-        self._last_sent = self._last_drawn = float("-inf")
+        self._last_sent = float("-inf")
         self._marks: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
 
     def __call__(
@@ -77,13 +77,7 @@ class Training:
 
         now = time.monotonic()
         due = now - self._last_sent >= host.SHOW_INTERVAL_S or step == total
-        if self._has_panel:  # numbers and pictures are there; the host's bar is enough
-            self._host_progress(step, total)
-            if preview is not None and (now - self._last_drawn >= host.SHOW_INTERVAL_S or step == total):
-                draw()
-                self._last_drawn = time.monotonic()
-        else:
-            self._host_progress(step, total, metrics=metrics, preview=draw if preview is not None else None)
+        self._host_progress(step, total, metrics=metrics, preview=draw if preview is not None else None)
         with self._lock:
             self._step, self._total = step, total
             if metrics is not None:

@@ -269,10 +269,12 @@ def torch_device() -> torch.device:
 class HostProgress:
     """The core's progress protocol on the host's progress bar: bar, preview, metrics as text, and cancel at every step.
 
+    bar_alone: send nothing but the bar, as numbers and pictures are shown elsewhere; pictures are still asked for.
     A cancelled prompt leaves through the host's own interrupt (a BaseException), raised from the call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bar_alone: bool = False) -> None:
+        self._bar_alone = bar_alone
         self._bar: comfy.utils.ProgressBar | None = None
         self._last_shown = self._last_drawn = float("-inf")  # pictures are offered rarely: numbers must not use them up
 
@@ -294,11 +296,12 @@ class HostProgress:
         # No size with the picture: the host would scale it up to its own.
         picture = None
         if preview is not None and (now - self._last_drawn >= SHOW_INTERVAL_S or step == total):
-            picture = ("JPEG", _to_pil(preview()), None)
+            drawn = preview()
+            picture = None if self._bar_alone else ("JPEG", _to_pil(drawn), None)
             self._last_drawn = time.monotonic()
         bar.update_absolute(step, total, picture)
         context = get_executing_context()
-        if shown and metrics and context is not None:
+        if shown and metrics and context is not None and not self._bar_alone:
             text = " · ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             PromptServer.instance.send_progress_text(f"step {step} of {total} · {text}", context.node_id)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, arg
 
-from ..errors import Invert3DError
+from ..errors import Invert3DError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -172,8 +172,8 @@ def chosen_device(name: str | None) -> "torch.device | None":
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"The device '{name}' cannot be used here ({first}). Leave --device out.") from error
+        reason = first_line(error)
+        raise InputError(f"The device '{name}' cannot be used here ({reason}). Leave --device out.") from error
     return device
 
 

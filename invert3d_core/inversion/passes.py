@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import TrainingError
 from ..mvdream import MVDream
 from ..mvdream.graphs import Graphs
-from ..mvdream.memory import first_line, make_room
+from ..mvdream.memory import fitting
 from .objective import Batch, Objective
 from .optimizer import adamw_scalars, adamw_update, clip_norm, with_norm
 from .presets import InversionConfig
@@ -151,17 +151,10 @@ class Passes:
 
     def _fitting(self, attempt: Callable[[], T]) -> T:
         """What the attempt gives, in smaller passes after each time that memory runs out."""
-        while True:
-            try:
-                return attempt()
-            except torch.OutOfMemoryError as error:
-                reason = first_line(error)
-            self._graphs.release()
-            make_room()
-            self._step_down(reason)
+        return fitting(attempt, self._step_down, lambda reason: TrainingError(self._too_large(reason)))
 
-    def _step_down(self, reason: str) -> None:
-        """The next smaller way of doing the same, with a word in the log; TrainingError where there is none."""
+    def _step_down(self, reason: str) -> bool:
+        """Go over to the next smaller way of doing the same, with a word in the log; False where there is none."""
         if self._at_once > 1:
             self._at_once = -(-self._at_once // 2)
             how = f"the {self._config.sets_per_step} sets of a step now pass {self._at_once} at a time"
@@ -171,8 +164,9 @@ class Passes:
         elif self._offload():
             how = "the VAE now waits in the CPU's memory"
         else:
-            raise TrainingError(self._too_large(reason))
+            return False
         logger.warning("Memory ran out in training (%s): %s. The result is the same, steps take longer.", reason, how)
+        return True
 
     def _checkpoint(self) -> None:
         unet = self._model.unet

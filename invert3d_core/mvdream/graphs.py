@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_line
+
 logger = logging.getLogger("invert3d")
 
 Work = Callable[..., tuple[Tensor, ...]]
@@ -170,7 +172,7 @@ def _reason(error: BaseException) -> str:
     """The first line of what happened first: a recording that is torn apart complains about that, too."""
     while error.__context__ is not None:
         error = error.__context__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)
 
 
 def graphs_of(network: nn.Module) -> Graphs:

@@ -3,20 +3,17 @@
 import gc
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import Invert3DError, ModelError, first_line
 from .graphs import release_all
 
 logger = logging.getLogger("invert3d")
 
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+T = TypeVar("T")
 
 
 def make_room() -> None:
@@ -30,26 +27,45 @@ def make_room() -> None:
         torch.cuda.empty_cache()
 
 
+def fitting(attempt: Callable[[], T], step_down: Callable[[str], bool], too_large: Callable[[str], Invert3DError]) -> T:
+    """What an attempt gives, made in a smaller way after each time that memory runs out.
+
+    step_down: takes the reason and goes over to the next smaller way; False where there is none. Then the attempt is
+    made once more in the room that was made. too_large: the error when that fails, too.
+    """
+    last = False
+    while True:
+        try:
+            return attempt()
+        except torch.OutOfMemoryError as error:
+            reason = first_line(error)
+        make_room()
+        if last:
+            raise too_large(reason)
+        last = not step_down(reason)
+
+
 def in_parts(work: Callable[[Tensor], Any], rows: Tensor, most: int, what: str) -> list[Any]:  # rows: (B,...)
     """Results of the work on parts of some rows, at most so many at once; fewer after each time that memory runs out.
 
     what: the rows in the log's words, such as "views through the VAE".
     Raises ModelError if a single row is too many.
     """
-    size, roomy = most, False
-    while True:
-        try:
-            return [work(part) for part in rows.split(size)]
-        except torch.OutOfMemoryError as error:
-            reason = first_line(error)
-        make_room()
-        if min(size, len(rows)) == 1:
-            if roomy:
-                raise ModelError(out_of_memory(what, reason, rows.device))
-            roomy = True
-            continue
-        size = (min(size, len(rows)) + 1) // 2
+    size = max(1, min(most, len(rows)))
+
+    def halve(reason: str) -> bool:
+        nonlocal size
+        if size == 1:
+            return False
+        size = (size + 1) // 2
         logger.warning("Memory ran out (%s): %s now pass %d at a time, with the same result.", reason, what, size)
+        return True
+
+    return fitting(
+        lambda: [work(part) for part in rows.split(size)],
+        halve,
+        lambda reason: ModelError(out_of_memory(what, reason, rows.device)),
+    )
 
 
 def out_of_memory(what: str, reason: str, device: torch.device) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from .memory import first_line, make_room, out_of_memory
+from .memory import fitting, out_of_memory
 
 logger = logging.getLogger("invert3d")
 
@@ -305,7 +305,6 @@ def sample_latents(
                 cameras = cameras.repeat(batch // len(cameras), 1)
             cameras = torch.cat([cameras, cameras])
 
-    roomy = False  # whether all that could be given back was
     apart = False  # whether the halves of a guided step pass the U-Net one after the other
 
     def passed(x: Tensor, timestep: int, start: int, stop: int) -> Tensor:
@@ -314,31 +313,32 @@ def sample_latents(
         timesteps = torch.full((stop - start,), timestep, device=x.device)
         return model.predict_noise(x, timesteps, text[start:stop], rows, num_frames)
 
+    def halves(x: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        """The predictions without and with the prompt."""
+        if apart:
+            return passed(x, timestep, 0, batch), passed(x, timestep, batch, 2 * batch)
+        negative, positive = passed(torch.cat([x, x]), timestep, 0, 2 * batch).chunk(2)
+        return negative, positive
+
+    def set_apart(reason: str) -> bool:
+        nonlocal apart
+        if apart or not guided:
+            return False
+        apart = True
+        logger.warning(
+            "Memory ran out (%s): the views with the prompt and those without now pass the U-Net one after the "
+            "other. The result is the same, steps take longer.",
+            reason,
+        )
+        return True
+
+    def too_large(reason: str) -> ModelError:
+        return ModelError(out_of_memory(f"{batch} views", reason, latents.device))
+
     def predict(x: Tensor, timestep: int) -> Tensor:
-        nonlocal apart, roomy
-        while True:
-            try:
-                if not guided:
-                    return passed(x, timestep, 0, batch)
-                if apart:
-                    negative, positive = passed(x, timestep, 0, batch), passed(x, timestep, batch, 2 * batch)
-                else:
-                    negative, positive = passed(torch.cat([x, x]), timestep, 0, 2 * batch).chunk(2)
-                break
-            except torch.OutOfMemoryError as error:
-                reason = first_line(error)
-            make_room()
-            if (apart or not guided) and not roomy:
-                roomy = True
-                continue
-            if apart or not guided:
-                raise ModelError(out_of_memory(f"{batch} views", reason, x.device))
-            apart = True
-            logger.warning(
-                "Memory ran out (%s): the views with the prompt and those without now pass the U-Net one after the "
-                "other. The result is the same, steps take longer.",
-                reason,
-            )
+        if not guided:
+            return fitting(lambda: passed(x, timestep, 0, batch), set_apart, too_large)
+        negative, positive = fitting(lambda: halves(x, timestep), set_apart, too_large)
         return rescale_guided(
             guide(positive, negative, guidance_scale),
             positive,

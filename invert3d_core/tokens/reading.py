@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import TokenError
+from ..errors import TokenError, first_line
 from .entry import ENTRY_KEY, token_of
 from .token import ENCODER_WIDTHS, Token, addressable, is_name
 
@@ -293,7 +293,7 @@ def _unpickled(path: Path, data: bytes) -> Mapping[str, Any]:
                 f"'{path}' asks for {asked}, which could run code, and is not loaded. Expected a token as A1111, "
                 "diffusers or Invert3D write it; get it from its author as .safetensors."
             ) from error
-        reason = "it does not hold plain tensors" if "weights_only" in str(error) else _first_line(error)
+        reason = "it does not hold plain tensors" if "weights_only" in str(error) else first_line(error)
         raise TokenError(f"'{path}' is damaged or no token ({reason}). Restore the file.") from error
     if not isinstance(stored, Mapping):
         if isinstance(stored, Tensor):
@@ -302,10 +302,6 @@ def _unpickled(path: Path, data: bytes) -> Mapping[str, Any]:
             f"'{path}' holds a {type(stored).__name__}; expected a token, which is a dict with vectors in it."
         )
     return {str(key): value for key, value in stored.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _check_unpacked_size(path: Path, data: bytes) -> None:
