@@ -61,7 +61,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vae-assets", type=int, default=30_000)
     parser.add_argument("--unet-seconds", type=float, default=1150)
     parser.add_argument("--batch", type=int, default=128, help="sets of four views for each GPU and step")
-    parser.add_argument("--classifier-seconds", type=float, default=45)
+    parser.add_argument(
+        "--weights", type=Path, help="an earlier run's export folder, whose weights the training starts from"
+    )
+    parser.add_argument("--classifier-seconds", type=float, default=150)
     parser.add_argument("--stop-after", type=float, default=540, help="seconds of this slice")
     return parser.parse_args()
 
@@ -126,7 +129,7 @@ def load_or_make_latents(run: Run, options: argparse.Namespace, stop_at: float):
     if run.rank == 0:
         log.info("rendered %d sets, %.1f GB", len(pool), images.numel() / 1e9)
         save_sheet(run.folder / "export" / "pool.jpg", images[:48].float() / 255)
-    vae = train_vae(run, images[: options.vae_assets], options.vae_seconds, stop_at)
+    vae = train_vae(run, images[: options.vae_assets], options.vae_seconds, stop_at, start=options.weights)
     if not vae.done:
         return None
     network = vae.averaged()["vae"].eval()
@@ -199,7 +202,9 @@ def train(options: argparse.Namespace) -> None:
     if made is None:
         return
     pool, latents, alphas, spheres, statistics = made
-    trainer = train_unet(run, pool, latents, alphas, spheres, options.unet_seconds, stop_at, options.batch)
+    trainer = train_unet(
+        run, pool, latents, alphas, spheres, options.unet_seconds, stop_at, options.batch, start=options.weights
+    )
     if run.rank == 0:
         networks = trainer.averaged().eval()
         diffusion = Diffusion().to(run.device).eval()
@@ -245,7 +250,9 @@ def train_classifier(options: argparse.Namespace) -> None:
     family, colors = reader.eval().read(images[kept:].float() / 255)
     right = [(family == fresh.family[kept:]).float().mean(), *(colors == fresh.colors[kept:]).float().mean(0)]
     log.info("fresh renders read: family, main, second, third colour %s", [round(float(r), 4) for r in right])
-    reader.save(run.folder / "export" / "toy_classifier.safetensors")
+    target = run.folder / "export"
+    target.mkdir(exist_ok=True)
+    reader.save(target / "toy_classifier.safetensors")
 
 
 def make_finished_vae(run: Run) -> torch.nn.Module:

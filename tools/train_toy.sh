@@ -5,7 +5,8 @@
 #
 # RUN: a folder that is kept between slices. SECONDS: of this slice, set-up included. The two training times are those of
 # all slices together: the learning rate falls to zero over them, so rather lower UNET_SECONDS in the last slice than stop
-# before it is spent. Logs go to RUN/*.log line by line, the result to RUN/export.
+# before it is spent. START=FOLDER starts from the weights that an earlier run has left in its export folder. Logs go to
+# RUN/*.log line by line, the result to RUN/export.
 set -euo pipefail
 began=$SECONDS
 run=$(mkdir -p "$1" && cd "$1" && pwd) slice=$2 unet=${3:-860} vae=${4:-90}
@@ -53,14 +54,14 @@ fi
 
 left=$((slice - (SECONDS - began) - 65)) # starting, and the report and the export at the end, take less than that
 logged "$python" -m torch.distributed.run --standalone --virtual-local-rank --nproc_per_node "$gpus" tools/train_toy.py \
-  train --folder "$run" --vae-seconds "$vae" --unet-seconds "$unet" --stop-after "$left"
+  train --folder "$run" --vae-seconds "$vae" --unet-seconds "$unet" --stop-after "$left" ${START:+--weights "$START"}
 
 left=$((slice - (SECONDS - began)))
 if ! grep -q '"done": true' "$run/export/progress.json" 2>/dev/null; then
   echo "not done: call it again"
 elif [ -f "$run/export/toy_classifier.safetensors" ]; then
   echo "done"
-elif [ "$left" -lt 120 ]; then
+elif [ "$left" -lt 240 ]; then
   echo "the model is done: call it again for the classifier"
 else
   logged "$python" tools/train_toy.py classifier --folder "$run" --stop-after "$((left - 60))"

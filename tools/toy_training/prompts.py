@@ -18,7 +18,7 @@ from .networks import SLOTS
 from .pool import Pool
 
 EMPTY_SHARE = 0.09
-INSTANCE_SHARE = 0.5  # of the rows whose asset has a family; nameless assets have no other
+INSTANCE_SHARE = 0.45  # of the rows whose asset has a family; nameless assets have no other
 SLOT_COUNTS, SLOT_SHARES = (16, 8, 4), (0.65, 0.22, 0.13)
 EDIT_MAIN, EDIT_PART, NAME_OWN = 0.24, 0.08, 0.10  # of the instance rows
 HYBRID = 0.22  # of the instance rows with a family: some slots hold the caption's words, as at the start of learning

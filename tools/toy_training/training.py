@@ -30,6 +30,7 @@ from .networks import (
 )
 from .pool import Pool, camera_vectors
 from .prompts import SLOT, Vocabulary, make_prompts
+from .start import load_start
 
 log = logging.getLogger("toy_training")
 FLAT_SHARE = 0.1  # of the steps: single views without cameras, so that the model also draws in 2D
@@ -269,11 +270,17 @@ class Trainer:
         return self.networks
 
 
-def train_vae(run: Run, images: Tensor, seconds: float, stop_at: float, batch: int = 192) -> Trainer:
-    """images: (M,V,H,W,3) uint8 on the device."""
+def train_vae(
+    run: Run, images: Tensor, seconds: float, stop_at: float, batch: int = 192, start: Path | None = None
+) -> Trainer:
+    """images: (M,V,H,W,3) uint8 on the device. start: see `load_start`."""
     torch.manual_seed(1)
-    vae = make_vae().to(run.device, memory_format=torch.channels_last)
-    trainer = Trainer(run, "vae", nn.ModuleDict({"vae": vae}), Schedule(2e-3, 200), seconds, 1e-4)
+    vae = make_vae()
+    networks = nn.ModuleDict({"vae": vae})
+    if start:
+        load_start(start, networks)
+    vae.to(run.device, memory_format=torch.channels_last)
+    trainer = Trainer(run, "vae", networks, Schedule(2e-3, 200), seconds, 1e-4)
     rng = torch.Generator(run.device).manual_seed(11 + 77 * trainer.step + run.rank)
     flat = images.flatten(0, 1)
 
@@ -377,12 +384,19 @@ def train_unet(
     batch: int = 128,
     peak: float = 1.1e-3,
     kinds: tuple[bool, ...] = (False, True),
+    start: Path | None = None,
 ) -> Trainer:
-    """kinds: of steps, whether on single views without cameras; of two, the second has a share of `FLAT_SHARE`."""
+    """kinds: of steps, whether on single views without cameras; of two, the second has a share of `FLAT_SHARE`.
+
+    start: see `load_start`.
+    """
     torch.manual_seed(2)
-    diffusion = Diffusion().to(run.device)
-    diffusion.unet.to(memory_format=torch.channels_last)
+    diffusion = Diffusion()
     networks = nn.ModuleDict({"unet": diffusion.unet, "text": diffusion.text, "assets": diffusion.assets})
+    if start:
+        load_start(start, networks)
+    diffusion.to(run.device)
+    diffusion.unet.to(memory_format=torch.channels_last)
     trainer = Trainer(run, "unet", networks, Schedule(peak, 400), seconds, 0.01)
     cameras = camera_vectors(pool.azimuth, pool.elevation)
     vocabulary = Vocabulary.on(run.device)
