@@ -14,7 +14,7 @@ from .captions import SLOT, captions
 from .draws import Draw, draw_step, draw_validation
 from .losses import denoising_losses, foreground_weights, snr_weights
 from .presets import InversionConfig
-from .sources import ViewSource
+from .sources import ViewSource, sent
 
 
 class Batch(NamedTuple):
@@ -117,17 +117,11 @@ class Objective:
         return torch.stack([self.losses_on(vectors, batch) for batch in self.validation_sets()]).mean(dim=0)
 
     def _batch(self, draw: Draw) -> Batch:
-        device = self._device
-
-        def there(drawn: Tensor) -> Tensor:
-            if device.type != "cuda":
-                return drawn.to(device)
-            # From pinned memory, so that the copy waits for nothing.
-            return drawn.contiguous().pin_memory().to(device, non_blocking=True)
-
-        sets = self._source.sets(draw.picks, there(draw.posterior))
-        chosen = draw.captions.to(self._rows.device)
-        return Batch(sets.latents, sets.masks, sets.cameras, chosen, there(draw.timesteps), there(draw.noise))
+        posterior, chosen, timesteps, noise = (
+            sent(drawn, self._device) for drawn in (draw.posterior, draw.captions, draw.timesteps, draw.noise)
+        )
+        sets = self._source.sets(draw.picks, posterior)
+        return Batch(sets.latents, sets.masks, sets.cameras, chosen.to(self._rows.device), timesteps, noise)
 
     def _text(self, vectors: Tensor, chosen: Tensor) -> Tensor:  # (A,n,d), (S,) -> (A·S,L,D)
         """Encoded captions, token by token."""

@@ -57,19 +57,19 @@ class InversionConfig:
     fov_y_deg: float | None = None
     align_front: bool = True
     background: float = 1.0
-    vectors: int = 8
+    vectors: int = 16
     initial_words: str = "object"
     add_position_row: bool = False
     captions: tuple[str, ...] = ("a {}",)
     suffix_use: Literal["never", "always", "both"] = "both"
     shared_timestep: bool = True
-    min_timestep: int = 0
+    min_timestep: int = 300
     max_timestep: int = 999
     foreground_weight: float = 3.0
     snr_gamma: float | None = 5.0
-    steps: int = 800
+    steps: int = 700
     sets_per_step: int = 1
-    learning_rate: float = 0.1
+    learning_rate: float = 0.05
     learning_rate_unit: Literal["absolute", "vocabulary"] = "vocabulary"
     betas: tuple[float, float] = (0.9, 0.99)
     epsilon: float = 1e-8
@@ -153,6 +153,7 @@ _REFERENCE: dict[str, Any] = {
     "captions": ("{}",),
     "suffix_use": "never",
     "shared_timestep": False,
+    "min_timestep": 0,
     "foreground_weight": 1.0,
     "snr_gamma": None,
     "steps": 6100,

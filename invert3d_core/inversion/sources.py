@@ -26,6 +26,13 @@ from .views import (
 )
 
 
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on its device; to a GPU from pinned memory, so that the copy waits for nothing."""
+    if device.type != "cuda" or drawn.device.type != "cpu":
+        return drawn.to(device)
+    return drawn.contiguous().pin_memory().to(device, non_blocking=True)
+
+
 class Sets(NamedTuple):
     """S sets of F views for each of A tokens: latents (A,S,F,C,h,w), masks (A,S,F,h,w), cameras (A,S,F,16)."""
 
@@ -103,7 +110,7 @@ class Banks:
         self._cameras = torch.stack([b.cameras[r] for b, r in zip(banks, rows, strict=True)]).to(device)
 
     def sets(self, picks: Tensor, posterior: Tensor) -> Sets:
-        chosen = picks[:, 0].to(self._mean.device)
+        chosen = sent(picks[:, 0], self._mean.device)
         latents = self._mean[:, chosen] + self._std[:, chosen] * posterior.to(self._mean)
         return Sets(latents, self._masks[:, chosen], self._cameras[:, chosen])
 

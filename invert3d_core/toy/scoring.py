@@ -13,7 +13,7 @@ ELEVATION_DEG = 20.0  # neither these azimuths nor this elevation are in the ban
 SAMPLING_STEPS = 25
 
 # The best of each, chosen by benchmarks/toy_inversion.py on other assets than those it scores.
-TOKEN_GUIDANCE = 3.0
+TOKEN_GUIDANCE = 2.0
 CAPTION_GUIDANCE = 4.0
 
 
