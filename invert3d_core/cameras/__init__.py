@@ -1,11 +1,13 @@
-"""Cameras: data, orbits and framing, orientation of an asset, conversions to the conventions of others."""
+"""Cameras: data, orbits, paths and framing, files, orientation of an asset, conversions to others' conventions."""
 
-from . import conversions
+from . import conversions, paths
 from .cameras import Cameras, Orientation, concatenate
-from .orbits import Sphere, azimuths, fit_radius, fit_sphere, orbit, turn
+from .formats import LoadedCameras, load, save
+from .orbits import Sphere, azimuths, fit_radius, fit_sphere, near_plane, orbit, turn
 
 __all__ = [
     "Cameras",
+    "LoadedCameras",
     "Orientation",
     "Sphere",
     "azimuths",
@@ -13,6 +15,10 @@ __all__ = [
     "conversions",
     "fit_radius",
     "fit_sphere",
+    "load",
+    "near_plane",
     "orbit",
+    "paths",
+    "save",
     "turn",
 ]

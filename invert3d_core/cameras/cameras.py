@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from torch import Tensor
 from ..errors import CameraError
 
 RIGID_TOLERANCE = 1e-3  # on R Rᵀ = 1; poses of real files are stored in float32, some of them rounded to 4 digits
+
+Frame = Literal["asset", "splat"]
+FRAMES = get_args(Frame)
+
+_STATEMENT = re.compile(r"\b(up|front)\s*[=:]\s*[\"']?\s*([+-]?[xyz])\b[\"']?", re.IGNORECASE)
 
 AXES = {
     sign + name: tuple(value * (i == axis) for i in range(3))
@@ -25,15 +31,18 @@ class Cameras:
     c2w: (C,4,4) camera-to-world, OpenGL (columns right, up, backward, position: the camera looks down its −z).
     fov_y_deg: (C,) vertical field of view in degrees, in (0, 180). width, height: pixels; square pixels, the principal
     point in the middle. Numbers and sequences are accepted for fov_y_deg; it takes dtype and device of c2w.
+    frame: what c2w is relative to. "asset": the asset's own world, around its origin, y up, the front towards +z.
+    "splat": the frame of the splat's file, where `rendering.rasterize` draws and files of cameras stand.
 
     Raises CameraError when a shape is wrong, a number is not finite, c2w is not a rotation and a position, a field of
-    view is out of range or a side is not a positive whole number.
+    view is out of range, a side is not a positive whole number or the frame has another name.
     """
 
     c2w: Tensor  # (C,4,4)
     fov_y_deg: Tensor  # (C,)
     width: int
     height: int
+    frame: Frame = "asset"
 
     def __post_init__(self) -> None:
         c2w = torch.as_tensor(self.c2w)
@@ -58,6 +67,8 @@ class Cameras:
             if side != int(side) or side < 1:
                 raise CameraError(f"Cameras: {name} is {side}, expected a whole number of pixels of at least 1")
             object.__setattr__(self, name, int(side))
+        if self.frame not in FRAMES:
+            raise CameraError(f"Cameras: frame is {self.frame!r}, expected {' or '.join(map(repr, FRAMES))}")
         self._check_values()
 
     def _check_values(self) -> None:
@@ -93,7 +104,7 @@ class Cameras:
                 raise IndexError(f"camera {index} of a batch of {len(self)}")
             index = slice(index, index + 1 or None)
         elif not isinstance(index, slice):
-            index = torch.as_tensor(index, device=self.c2w.device)
+            index = torch.as_tensor(index, device=self.c2w.device).reshape(-1)
             if index.numel() == 0:
                 index = index.long()
         return replace(self, c2w=self.c2w[index], fov_y_deg=self.fov_y_deg[index])
@@ -137,11 +148,21 @@ class Cameras:
         """The same poses and vertical fields of view with pictures of another size in pixels."""
         return replace(self, width=width, height=height)
 
+    def scaled(self, longer_side: int) -> "Cameras":
+        """The same views with pictures whose longer side has so many pixels, the other one in proportion.
+
+        Raises CameraError when longer_side is below 1.
+        """
+        if longer_side < 1:
+            raise CameraError(f"Cameras: the longer side is {longer_side}, expected at least 1 pixel")
+        share = longer_side / max(self.width, self.height)
+        return self.resized(max(1, round(self.width * share)), max(1, round(self.height * share)))
+
 
 def concatenate(batches: Sequence[Cameras]) -> Cameras:
     """All cameras of several batches in order, on the device and in the dtype of the first.
 
-    Raises CameraError when there is none or the picture sizes differ.
+    Raises CameraError when there is none, or the picture sizes or the frames differ.
     """
     if not batches:
         raise CameraError("concatenate: no cameras were given, expected at least one batch")
@@ -151,6 +172,11 @@ def concatenate(batches: Sequence[Cameras]) -> Cameras:
         raise CameraError(
             f"concatenate: the batches have picture sizes {sorted(set(sizes))} (width, height), expected one; "
             "bring them to one size with Cameras.resized"
+        )
+    if len({cams.frame for cams in batches}) > 1:
+        raise CameraError(
+            "concatenate: some cameras stand in the asset's frame and some in the splat's, expected one frame; bring "
+            "them to one with Orientation.into_splat_frame or from_splat_frame"
         )
     moved = [cams.to(first.c2w.device, first.c2w.dtype) for cams in batches]
     return replace(
@@ -195,13 +221,22 @@ class Orientation:
         Quotes, commas, colons and case do not matter. A comment with only one of the two, or with two that do not fit
         together, states none.
         """
-        found = dict(re.findall(r"\b(up|front)\s*[=:]\s*[\"']?\s*([+-]?[xyz])\b", (comment or "").lower()))
+        found = dict(_STATEMENT.findall((comment or "").lower()))
         if found.keys() != {"up", "front"}:
             return None
         try:
             return cls(**found)
         except CameraError:
             return None
+
+    def stated_in(self, comment: str) -> str:
+        """The comment with a last line that states this orientation, in place of what it stated."""
+        lines = (_STATEMENT.sub("", line).strip(" ,;") for line in comment.split("\n"))
+        return "\n".join([*filter(None, lines), f'up="{self.up}" front="{self.front}"'])
+
+    def with_axes(self, up: str = "auto", front: str = "auto") -> "Orientation":
+        """The same with another up or front where one is named; "auto" leaves it. Raises CameraError as the class."""
+        return Orientation(self.up if up == "auto" else up, self.front if front == "auto" else front)
 
     def matrix(self) -> Tensor:
         """The rotation (3,3), float64, that takes the asset's world (y up, front +z) to the splat's frame."""
@@ -213,13 +248,17 @@ class Orientation:
 
         center: (3,) the point of the splat's frame that the asset's origin stands for, for example the centre of
         `fit_sphere`. The same picture comes from turning the splats by the inverse and leaving the cameras alone.
+        Cameras that stand in the splat's frame already are returned as they are.
         """
-        return cams.moved(self.matrix(), torch.as_tensor(center).detach().cpu().double())
+        if cams.frame == "splat":
+            return cams
+        return replace(cams.moved(self.matrix(), torch.as_tensor(center).detach().cpu().double()), frame="splat")
 
     def from_splat_frame(self, cams: Cameras, center: Tensor | Sequence[float] = (0.0, 0.0, 0.0)) -> Cameras:
-        """The inverse of `into_splat_frame`."""
+        """The inverse of `into_splat_frame`, for cameras of either frame: what they say of themselves is not asked."""
         inverse = self.matrix().mT
-        return cams.moved(inverse, -inverse @ torch.as_tensor(center).detach().cpu().double())
+        moved = cams.moved(inverse, -inverse @ torch.as_tensor(center).detach().cpu().double())
+        return replace(moved, frame="asset")
 
 
 def _first(mask: Tensor) -> int:

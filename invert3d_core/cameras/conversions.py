@@ -6,13 +6,15 @@ vertical. Each conversion has a golden test.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .. import rotations
 from ..errors import CameraError
-from .cameras import Cameras
+from .cameras import Cameras, Orientation
 from .orbits import turn
 
 HOST_DEFAULT_FOV_DEG = 35.0  # what the host takes for a camera_info without fov
@@ -97,7 +99,14 @@ def to_mvdream(cams: Cameras, front_azimuth_deg: float = 0.0) -> Tensor:
     cams: around the asset's origin (field of view and distance do not enter). front_azimuth_deg: the azimuth at which
     the model believes the front to be (MVDream 90, the built-in toy 0): the asset's azimuth a is the model's
     a + front_azimuth_deg. ``mvdream/camera_utils.py: get_camera``.
+
+    Raises CameraError for cameras in a splat's frame: where their asset's front is cannot be seen from them.
     """
+    if cams.frame == "splat":
+        raise CameraError(
+            "to_mvdream: the cameras stand in the frame of a splat's file, expected cameras around the asset; turn "
+            "them with Orientation.from_splat_frame, or load them as cameras around the object"
+        )
     if front_azimuth_deg % 360:
         cams = turn(cams, front_azimuth_deg)
     return normalize_translation(y_up_to_z_up(cams.c2w)).flatten(-2)
@@ -107,20 +116,23 @@ def to_camera_info(cams: Cameras, fov_side: FovSide = "vertical") -> list[dict[s
     """The host's LOAD3D_CAMERA dictionaries, one per camera, of plain Python numbers.
 
     Keys: position, target {x,y,z}; quaternion {x,y,z,w} (the camera's rotation, always written: a turntable in the
-    host starts from it); fov; aspect; zoom 1; cameraType "perspective". The host's world is ours (y up). The target is
-    the point of the view axis nearest to the origin, or one unit ahead where that lies behind the camera.
+    host starts from it); fov; aspect; zoom 1; cameraType "perspective". The host's world is ours (y up); it shows a
+    splat's frame turned by (x, −y, −z), and cameras that stand in it are turned alike. The target is the point of the
+    view axis nearest to the origin, or one unit ahead where that lies behind the camera.
 
     fov_side: "vertical" as the host documents fov; "smaller" puts the angle of the picture's smaller side, as its splat
     renderer reads it. They differ for pictures higher than wide.
     """
     infos = []
     pose = cams.c2w.detach().cpu().double()
+    if cams.frame == "splat":
+        pose = Orientation().from_splat_frame(replace(cams, c2w=pose)).c2w
     fov = _smaller_side(cams.fov_y_deg.detach().cpu().double(), cams, fov_side, to_smaller=True)
-    for matrix, angle in zip(pose, fov, strict=True):
+    for matrix, angle, quaternion in zip(pose, fov, rotations.quaternions(pose[:, :3, :3]), strict=True):
         position, forward = matrix[:3, 3], -matrix[:3, 2]
         distance = -position @ forward
         target = position + (distance if distance > MIN_TARGET_DISTANCE else 1.0) * forward
-        w, x, y, z = _quaternion_wxyz(matrix[:3, :3]).tolist()
+        w, x, y, z = quaternion.tolist()
         infos.append(
             {
                 "position": dict(zip("xyz", position.tolist(), strict=True)),
@@ -143,12 +155,14 @@ def from_camera_info(
     With a quaternion its rotation is exact, roll included; without one the camera looks from position to target,
     upright. zoom scales the focal length; a missing fov is the host's 35°. fov_side as in `to_camera_info`.
 
-    Raises CameraError for an orthographic camera, a missing or malformed position, a zero quaternion, a position that
-    equals the target, or an angle out of range.
+    Raises CameraError for what is no camera_info, an orthographic camera, a missing or malformed position, a zero
+    quaternion, a position that equals the target, or an angle that is no number or out of range.
     """
     infos = [info] if isinstance(info, Mapping) else list(info)
     poses, angles = [], []
     for i, entry in enumerate(infos):
+        if not isinstance(entry, Mapping):
+            raise CameraError(f"camera_info {i} is {entry!r:.60}, expected a dictionary with position and target")
         if str(entry.get("cameraType", "perspective")).lower().startswith("ortho"):
             raise CameraError(
                 f"camera_info {i}: an orthographic camera cannot be rendered here; switch its cameraType to perspective"
@@ -161,10 +175,11 @@ def from_camera_info(
         pose = torch.eye(4, dtype=torch.float64)
         pose[:3, :3], pose[:3, 3] = rotation, position
         poses.append(pose)
-        fov, zoom = float(entry.get("fov") or HOST_DEFAULT_FOV_DEG), float(entry.get("zoom") or 1.0)
-        if not (0 < fov < 180 and zoom > 0):
+        fov, zoom = (_number(entry, name, default) for name, default in (("fov", HOST_DEFAULT_FOV_DEG), ("zoom", 1.0)))
+        if not (0 < fov < 180 and 0 < zoom < math.inf):
             raise CameraError(
-                f"camera_info {i}: fov {fov:g} and zoom {zoom:g}, expected degrees between 0 and 180 and a zoom above 0"
+                f"camera_info {i}: fov {entry.get('fov')!r} and zoom {entry.get('zoom')!r}, expected degrees between 0 "
+                "and 180 and a zoom above 0"
             )
         angles.append(2 * math.degrees(math.atan(math.tan(math.radians(fov) / 2) / zoom)))
     if not poses:
@@ -187,6 +202,14 @@ def _smaller_side(fov_deg: Tensor, cams: Cameras, fov_side: FovSide, to_smaller:
         return fov_deg
     ratio = cams.width / cams.height if to_smaller else cams.height / cams.width
     return 2 * torch.rad2deg(torch.atan(ratio * torch.tan(torch.deg2rad(fov_deg) / 2)))
+
+
+def _number(entry: Mapping[str, Any], name: str, default: float) -> float:
+    """A number of a camera_info, NaN for what is none; the host takes 0 and nothing for the default."""
+    try:
+        return float(entry.get(name) or default)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _vector(entry: Mapping[str, Any], name: str, index: int, keys: str = "xyz") -> Tensor:
@@ -220,25 +243,4 @@ def _rotation_of(quaternion: Tensor, index: int) -> Tensor:  # (4,) wxyz -> (3,3
     norm = quaternion.norm()
     if not (torch.isfinite(norm) and norm > MIN_TARGET_DISTANCE):
         raise CameraError(f"camera_info {index}: the quaternion {quaternion.tolist()} (w,x,y,z) has no direction")
-    w, x, y, z = (quaternion / norm).tolist()
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _quaternion_wxyz(rotation: Tensor) -> Tensor:  # (3,3) -> (4,)
-    """The unit quaternion of a rotation, w ≥ 0: the eigenvector of Bar-Itzhack's symmetric matrix, stable at 180°."""
-    m = rotation
-    k = torch.stack(
-        [
-            torch.stack([m[0, 0] + m[1, 1] + m[2, 2], m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]]),
-            torch.stack([m[2, 1] - m[1, 2], m[0, 0] - m[1, 1] - m[2, 2], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0]]),
-            torch.stack([m[0, 2] - m[2, 0], m[0, 1] + m[1, 0], m[1, 1] - m[0, 0] - m[2, 2], m[1, 2] + m[2, 1]]),
-            torch.stack([m[1, 0] - m[0, 1], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], m[2, 2] - m[0, 0] - m[1, 1]]),
-        ]
-    )
-    quaternion = torch.linalg.eigh(k).eigenvectors[:, -1]
-    return quaternion * (-1 if quaternion[0] < 0 else 1)
+    return rotations.rotation_matrices(quaternion)

@@ -20,6 +20,7 @@ VISIBLE_OPACITY = 0.05  # below it a splat alone does not show
 CORE_SHARE = 0.9  # of the opacity, that belongs to the object even if something floats far away
 SHELL_GROWTH, SHELL_SHARE = 1.25, 0.002  # what lies beyond the core belongs to it as long as shells are populated
 RADIUS_SHARE = 0.995  # of the object's opacity that the sphere holds
+NEAR, NEAR_SHARE, NEAREST = 0.2, 0.05, 1e-4  # of 3D Gaussian splatting, scene units; of the distance; at the least
 
 
 def azimuths(count: int, start_deg: float = 0.0, span_deg: float = 360.0) -> Tensor:
@@ -120,7 +121,7 @@ def fit_sphere(splats: "GaussianSplats") -> Sphere:
         visible, weights = torch.ones_like(visible), torch.ones_like(weights)
     positions, weights, reach = positions[visible], weights[visible], reach[visible]
 
-    median = torch.stack([_quantile(positions[:, axis], weights, 0.5) for axis in range(3)])
+    median = torch.stack([weighted_quantile(positions[:, axis], weights, 0.5) for axis in range(3)])
     distances = (positions - median).norm(dim=-1)
     inside = distances <= _populated_radius(distances, weights)
     positions, weights, reach = positions[inside], weights[inside], reach[inside]
@@ -129,7 +130,7 @@ def fit_sphere(splats: "GaussianSplats") -> Sphere:
     for i in range(1, 65):
         farthest = positions[(positions - center).square().sum(-1).argmax()]
         center = center + (farthest - center) / (i + 1)
-    radius = _quantile((positions - center).norm(dim=-1) + reach, weights, RADIUS_SHARE)
+    radius = weighted_quantile((positions - center).norm(dim=-1) + reach, weights, RADIUS_SHARE)
     return Sphere(center, float(radius))
 
 
@@ -152,7 +153,17 @@ def fit_radius(sphere_radius: float, fov_y_deg: float, width: int, height: int, 
     return sphere_radius / math.sin(math.atan(fill * half))
 
 
-def _quantile(values: Tensor, weights: Tensor, share: float) -> Tensor:
+def near_plane(cams: Cameras, target: Tensor) -> float:
+    """Where views begin, as a distance along the view axis in scene units: 0.2, but well before a small object.
+
+    target: (3,) what the cameras look at, in their frame. 0.2 is what 3D Gaussian splatting takes for scenes; a thing
+    smaller than a hand would be cut away by it, so that it is a twentieth of the least distance to the target at most.
+    """
+    distance = float((cams.centers.detach().cpu() - target.detach().cpu()).norm(dim=-1).min())
+    return max(NEAREST, min(NEAR, NEAR_SHARE * distance))
+
+
+def weighted_quantile(values: Tensor, weights: Tensor, share: float) -> Tensor:  # (N,), (N,) -> ()
     """The smallest value at or below which ``share`` of the weight lies."""
     ordered, order = values.sort()
     cumulative = weights[order].double().cumsum(0)
@@ -164,7 +175,7 @@ def _populated_radius(distances: Tensor, weights: Tensor) -> float:
     """The distance at which the object around 0 ends: shells beyond the core count as long as they are populated."""
     ordered, order = distances.sort()
     cumulative = weights[order].double().cumsum(0)
-    radius = float(_quantile(distances, weights, CORE_SHARE))
+    radius = float(weighted_quantile(distances, weights, CORE_SHARE))
     while radius < float(ordered[-1]):
         edges = torch.tensor([radius, radius * SHELL_GROWTH], dtype=ordered.dtype)
         counts = torch.searchsorted(ordered, edges, right=True)

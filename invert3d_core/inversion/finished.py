@@ -62,11 +62,19 @@ class TrainingStore:
     """A folder of trainings; several processes may use it at once.
 
     limit_bytes: what it may hold; beyond that the longest unused ones go, never one that is being worked on.
+    peek: how many steps a checkpoint holds and whether it is finished, None for a damaged one; `checkpoint.peek` of
+    the kind of training that the store is for.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limit_bytes: int = KEPT_BYTES,
+        peek: Callable[[Path], tuple[int, bool] | None] = checkpoints.peek,
+    ) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
+        self._peek = peek
 
     @contextlib.contextmanager
     def training(
@@ -89,7 +97,7 @@ class TrainingStore:
                     try:
                         yield new
                     finally:  # a finished training counts, whatever happened to its picture
-                        _take_over(new, kept)
+                        self._take_over(new, kept)
                 else:
                     yield kept
             finally:
@@ -98,7 +106,7 @@ class TrainingStore:
     def _find(self, checkpoint: Path) -> KeptTraining:
         if not checkpoint.exists():
             return KeptTraining(checkpoint, 0, False)
-        found = checkpoints.peek(checkpoint)
+        found = self._peek(checkpoint)
         if found is None:
             logger.warning("The kept training '%s' is damaged; it is removed and done again.", checkpoint)
             checkpoint.unlink(missing_ok=True)
@@ -144,11 +152,10 @@ class TrainingStore:
             return False
         return True
 
-
-def _take_over(new: KeptTraining, old: KeptTraining) -> None:
-    """Put a finished training in the place of the one before; nothing happens while it is not finished."""
-    if new.checkpoint.exists() and (checkpoints.peek(new.checkpoint) or (0, False))[1]:
-        old.picture.unlink(missing_ok=True)  # it shows the training before
-        os.replace(new.checkpoint, old.checkpoint)
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(new.picture, old.picture)
+    def _take_over(self, new: KeptTraining, old: KeptTraining) -> None:
+        """Put a finished training in the place of the one before; nothing happens while it is not finished."""
+        if new.checkpoint.exists() and (self._peek(new.checkpoint) or (0, False))[1]:
+            old.picture.unlink(missing_ok=True)  # it shows the training before
+            os.replace(new.checkpoint, old.checkpoint)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(new.picture, old.picture)

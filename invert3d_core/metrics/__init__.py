@@ -7,5 +7,6 @@ from .images import (
     psnr,
     silhouette_iou,
 )
+from .structure import ssim
 
-__all__ = ["FOREGROUND_THRESHOLD", "foreground_mask", "foreground_psnr", "psnr", "silhouette_iou"]
+__all__ = ["FOREGROUND_THRESHOLD", "foreground_mask", "foreground_psnr", "psnr", "silhouette_iou", "ssim"]

@@ -1,7 +1,10 @@
 """The field's CUDA rasteriser, gsplat, as an optional accelerator: used when a real call to it works, never required.
 
-Its results differ from the torch backend's in one point: release 1.5.3 caps alpha at 0.999 instead of 0.99. With equal
-caps both agree to float32 rounding.
+Its results differ from the torch backend's in two points. Release 1.5.3 caps alpha at 0.999 instead of 0.99, which
+moves colours by up to 0.016. And it bounds a splat at 3.33 standard deviations, where its alpha has fallen to 1/255,
+with an approximate logarithm: on the rim of a splat, where alpha is 1/255 to rounding, one backend may skip what the
+other draws, which moves a colour by up to 1/255 a splat. With equal caps and away from such rims both agree to float32
+rounding, and so do the gradients.
 """
 
 import logging
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .projection import BLUR, Frame, Limits, Scene
+from .projection import BLUR, Frame, Limits, Scene, normals_of
 
 logger = logging.getLogger("invert3d")
 
@@ -60,7 +63,7 @@ def _probe(device: torch.device) -> str | None:
         torch.full((1,), 16.0, device=device),
         torch.zeros(1, 3, device=device),
     )
-    color, alpha, depth = draw(scene, Frame(16, 16, 0, 0.2, Limits()))
+    color, alpha, depth, _ = draw(scene, Frame(16, 16, 0, 0.2, Limits()))
     (color.sum() + depth[0, 8, 8]).backward()
     variance = (16.0 * 0.2 / 2) ** 2 + BLUR
     expected = 0.5 * torch.exp(torch.tensor(-0.25 / variance)).item()  # half a pixel off in x and in y
@@ -72,32 +75,41 @@ def _probe(device: torch.device) -> str | None:
     return None
 
 
-def draw(scene: Scene, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour (C,H,W,3) without a background, alpha (C,H,W) and expected depth (C,H,W; 0 where alpha is 0)."""
+def draw(scene: Scene, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Colour (C,H,W,3) without a background, alpha (C,H,W), expected depth (C,H,W; 0 where alpha is 0), normals.
+
+    The normals are their weighted sum (C,H,W,3), drawn by a second call, or (C,H,W,0) when the frame asks for none.
+    """
     from gsplat import rasterization
 
     focal = scene.focal
-    intrinsics = torch.zeros(len(focal), 3, 3, dtype=focal.dtype, device=focal.device)
-    intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal
-    intrinsics[:, 0, 2], intrinsics[:, 1, 2], intrinsics[:, 2, 2] = frame.width / 2, frame.height / 2, 1
+    zero, one = torch.zeros_like(focal), torch.ones_like(focal)
+    rows = (focal, zero, frame.width / 2 * one, zero, focal, frame.height / 2 * one, zero, zero, one)
+    intrinsics = torch.stack(rows, -1).unflatten(-1, (3, 3))
     options: dict[str, Any] = {
         "near_plane": frame.near,
         "far_plane": FAR,
         "eps2d": BLUR,
-        "sh_degree": frame.sh_degree,
-        "render_mode": "RGB+ED",
-        "rasterize_mode": "classic",
+        "rasterize_mode": "antialiased" if frame.antialiased else "classic",
     }
-    picture, alpha, _ = rasterization(
-        scene.positions,
-        scene.rotations,
-        scene.scales,
-        scene.opacities.reshape(-1),
-        scene.sh,
-        scene.viewmats,
-        intrinsics,
-        frame.width,
-        frame.height,
-        **options,
-    )
-    return picture[..., :3], alpha[..., 0], picture[..., 3]
+
+    def picture_of(colors: Tensor, sh_degree: int | None, render_mode: str) -> tuple[Tensor, Tensor]:
+        picture, alpha, _ = rasterization(
+            scene.positions,
+            scene.rotations,
+            scene.scales,
+            scene.opacities.reshape(-1),
+            colors,
+            scene.viewmats,
+            intrinsics,
+            frame.width,
+            frame.height,
+            sh_degree=sh_degree,
+            render_mode=render_mode,
+            **options,
+        )
+        return picture, alpha[..., 0]
+
+    picture, alpha = picture_of(scene.sh, frame.sh_degree, "RGB+ED")
+    normals = picture_of(normals_of(scene), None, "RGB")[0] if frame.normals else picture[..., :0]
+    return picture[..., :3], alpha, picture[..., 3], normals

@@ -1,14 +1,13 @@
-"""Pictures of Gaussian splats: the one public call, and what it returns."""
+"""Pictures of Gaussian splats: the public calls, and what they return."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras
-from ..cameras.conversions import to_intrinsics, to_viewmats
 from ..errors import RenderError
 from . import gsplat_backend, torch_backend
 from .projection import Frame, Limits, Scene
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from ..splats import GaussianSplats
 
 Backend = Literal["auto", "torch", "gsplat"]
+Background = Sequence[float] | Tensor
+WHITE = (1.0, 1.0, 1.0)
 
 
 class Rendering:
@@ -25,16 +26,23 @@ class Rendering:
     color: (C,H,W,3) over the background, display space, at least 0 (above 1 where a splat's colour is).
     alpha: (C,H,W) in [0,1], what hides the background. depth: (C,H,W) expected distance along the view axis in scene
     units, Σ w z / Σ w, and 0 where alpha is 0. depth_median: (C,H,W) distance of the splat behind which at most half
-    of the light is left, and 0 where more is left; without gradients.
+    of the light is left, and 0 where more is left; without gradients. normals: (C,H,W,3), when they were asked for,
+    unit vectors in OpenGL camera space (x right, y up, z towards the viewer), and 0 where alpha is 0.
     """
 
     def __init__(
-        self, color: Tensor, alpha: Tensor, depth: Tensor, depth_median: Tensor | Callable[[], Tensor]
+        self,
+        color: Tensor,
+        alpha: Tensor,
+        depth: Tensor,
+        depth_median: Tensor | Callable[[], Tensor],
+        normals: Tensor | None = None,
     ) -> None:
         self.color = color
         self.alpha = alpha
         self.depth = depth
         self._depth_median = depth_median
+        self._normals = normals
 
     @cached_property
     def depth_median(self) -> Tensor:
@@ -43,30 +51,101 @@ class Rendering:
         del self._depth_median  # and with it the scene that it may hold
         return median
 
+    @property
+    def normals(self) -> Tensor:
+        """Normals (C,H,W,3). Raises RenderError when they were not asked for."""
+        if self._normals is None:
+            raise RenderError("This rendering has no normals: they are drawn by rasterize(..., normals=True).")
+        return self._normals
+
+
+class _Plan(NamedTuple):
+    """What stays the same for all cameras of a call."""
+
+    frame: Frame
+    backend: str
+
 
 def rasterize(
     g: "GaussianSplats",
     cams: Cameras,
-    background: Sequence[float] | Tensor = (1.0, 1.0, 1.0),
+    background: Background = WHITE,
     sh_degree: int | None = None,
     near: float = 0.2,
     backend: Backend = "auto",
+    *,
+    normals: bool = False,
+    antialiased: bool = False,
 ) -> Rendering:
     """Draw Gaussian splats from cameras in the splat's own frame (`Orientation.into_splat_frame`).
 
     g: N splats on the device that draws; cams: C cameras on any device. background: a colour (3,), one per camera
     (C,3), or pictures (H,W,3) or (C,H,W,3). sh_degree: the highest degree of colour to use; None = all there is.
     near: splats nearer than this along the view axis are left out, scene units, > 0. backend: "torch", "gsplat" (CUDA,
-    float32), or "auto": gsplat where a real call to it works, else torch.
+    float32), or "auto": gsplat where a real call to it works, else torch. normals: draw `Rendering.normals` too: the
+    normal of a splat is its shortest axis, turned towards the camera; they are blended as colours are, then brought to
+    length 1. antialiased: a splat that the blur widens loses opacity in the same measure, o √(det Σ / det(Σ + 0.3 I))
+    with its screen covariance Σ (Mip-Splatting, Yu et al., 2024; gsplat's rasterize_mode "antialiased"). It suits
+    splats that were trained so, and pictures much smaller than those of the training.
 
     Semantics of 3D Gaussian splatting (Kerbl et al., 2023): EWA projection, 0.3 px² of blur, alpha = min(0.99,
     o exp(−m/2)), alphas below 1/255 skipped, front to back by depth, stopped before the transmittance would fall below
-    1e-4, colour = max(0, SH + 0.5), blended in display space. gsplat 1.5.3 caps alpha at 0.999 instead, which moves
-    colours by up to 0.016. Differentiable in all tensors of g, in the cameras and in the background.
+    1e-4, colour = max(0, SH + 0.5), blended in display space. gsplat 1.5.3 differs in two points (see
+    `gsplat_backend`). Differentiable in all tensors of g, in the cameras and in the background. Memory grows with the
+    splats and with the pictures that are returned; for many cameras `rasterize_each` holds one picture at a time.
 
     Raises RenderError when shapes do not fit, the degree is not there, near is not positive, or the named backend does
     not work here.
     """
+    plan = _plan(g, cams, sh_degree, near, backend, normals, antialiased)
+    return _draw(g, cams, _background(background, cams, g.positions), plan)
+
+
+def rasterize_each(
+    g: "GaussianSplats",
+    cams: Cameras,
+    background: Background | Callable[[int], Background] = WHITE,
+    sh_degree: int | None = None,
+    near: float = 0.2,
+    backend: Backend = "auto",
+    *,
+    normals: bool = False,
+    antialiased: bool = False,
+) -> Iterator[Rendering]:
+    """Draw one camera after the other: `rasterize` of each, C renderings of one picture each, in the cameras' order.
+
+    Nothing is kept, so that the memory is that of one picture however many there are. background: as for `rasterize`,
+    or a function that gives the background of the camera with an index, (3,) or (H,W,3), when its turn comes. The rest
+    as for `rasterize`, gradients included.
+
+    Raises RenderError as `rasterize`: at once, but for what a function gives as a background.
+    """
+    plan = _plan(g, cams, sh_degree, near, backend, normals, antialiased)
+    behind = background if callable(background) else _each(_background(background, cams, g.positions), len(cams))
+
+    def draw() -> Iterator[Rendering]:
+        for index, cam in enumerate(cams):
+            yield _draw(g, cam, _background(behind(index), cam, g.positions), plan)
+
+    return draw()
+
+
+def _each(background: Tensor, count: int) -> Callable[[int], Tensor]:
+    """The background of each camera out of one that broadcasts against (C,H,W,3)."""
+    if background.ndim < 4 or len(background) != count:
+        return lambda index: background
+    return lambda index: background[index].squeeze((0, 1)) if background.shape[1:3] == (1, 1) else background[index]
+
+
+def _plan(
+    g: "GaussianSplats",
+    cams: Cameras,
+    sh_degree: int | None,
+    near: float,
+    backend: str,
+    normals: bool,
+    antialiased: bool,
+) -> _Plan:
     degree = g.degree if sh_degree is None else sh_degree
     if not 0 <= degree <= g.degree:
         raise RenderError(
@@ -74,27 +153,40 @@ def rasterize(
         )
     if not near > 0:
         raise RenderError(f"rasterize: near is {near}, expected a positive distance in scene units")
-    behind = _background(background, cams, g.positions)
-    scene = scene_of(g, cams)
-    frame = Frame(cams.width, cams.height, degree, float(near), Limits())
+    frame = Frame(cams.width, cams.height, degree, float(near), Limits(), normals, antialiased)
+    return _Plan(frame, _choose(backend, g.positions))
 
-    if _choose(backend, g.positions) == "gsplat" and len(g.positions) and len(cams):
-        color, alpha, depth = gsplat_backend.draw(scene, frame)
+
+def _draw(g: "GaussianSplats", cams: Cameras, behind: Tensor, plan: _Plan) -> Rendering:
+    scene, frame = scene_of(g, cams), plan.frame
+    if plan.backend == "gsplat" and len(g.positions) and len(cams):
+        color, alpha, depth, normal = gsplat_backend.draw(scene, frame)
         median = partial(_median_by_torch, scene, frame)
     else:
         drawn = torch_backend.composite(scene, frame)
-        color, alpha = drawn.color, drawn.alpha
+        color, alpha, normal, median = drawn.color, drawn.alpha, drawn.normal, drawn.depth_median
         depth = torch.where(alpha > 0, drawn.depth / torch.where(alpha > 0, alpha, 1), 0)
-        median = drawn.depth_median
-    return Rendering(color + (1 - alpha)[..., None] * behind, alpha, depth, median)
+    normals = torch.nn.functional.normalize(normal, dim=-1) if frame.normals else None
+    return Rendering(color + (1 - alpha)[..., None] * behind, alpha, depth, median, normals)
 
 
 def scene_of(g: "GaussianSplats", cams: Cameras) -> Scene:
-    """Splats and cameras as tensors on the device of the splats; matrices are made in float64 on the CPU."""
-    precise = cams.to("cpu", torch.float64)
-    viewmats, intrinsics = to_viewmats(precise).to(g.positions), to_intrinsics(precise).to(g.positions)
-    centers = precise.centers.to(g.positions)
-    return Scene(g.positions, g.scales, g.rotations, g.opacities, g.sh, viewmats, intrinsics[:, 1, 1], centers)
+    """Splats and cameras as tensors on the device of the splats.
+
+    The cameras' numbers are those of `cameras.conversions`, made in float64 on the CPU and sent in one copy: not
+    through another `Cameras`, whose checks take a good part of the time in which a GPU draws.
+    """
+    c2w, fov = cams.c2w.to("cpu", torch.float64), cams.fov_y_deg.to("cpu", torch.float64)
+    centers = c2w[:, :3, 3]
+    rotation = c2w[:, :3, :3].mT * torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64)  # OpenGL to OpenCV
+    shift = -(rotation * centers[:, None]).sum(-1, keepdim=True)
+    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64).expand(len(c2w), -1)
+    focal = cams.height / 2 / torch.tan(torch.deg2rad(fov) / 2)
+    numbers = torch.cat([torch.cat([rotation, shift], -1).flatten(1), last, focal[:, None], centers], 1)
+    viewmats, focal, centers = numbers.to(g.positions).split([16, 1, 3], 1)
+    return Scene(
+        *(g.positions, g.scales, g.rotations, g.opacities, g.sh), viewmats.unflatten(1, (4, 4)), focal[:, 0], centers
+    )
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Gaussian splats as data: what they are in memory, and reading and writing their files."""
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from typing import Any, BinaryIO
 
 from ..errors import FormatError
 from . import formats, spherical_harmonics
-from .formats.source import open_source
+from .formats.source import FOLDER_FILE, open_source
 from .gaussians import GaussianSplats
 
 __all__ = ["GaussianSplats", "formats", "load", "save", "spherical_harmonics"]
+
+log = logging.getLogger("invert3d")
 
 
 def load(
@@ -21,8 +24,11 @@ def load(
 ) -> GaussianSplats:
     """Read a splat file, on disk or in memory, whole or not at all.
 
-    format: "auto" goes by the contents, and by the extension for .splat, which has no header; else "ply", "splat" or
-    "spz".
+    path_or_bytes: a file's path or its contents; also the path of a folder that is an unbundled .sog, or of its
+        meta.json.
+    format: "auto" goes by the contents, never by the name; else a name in `formats.FORMATS`, which the contents must
+        not contradict. Only a .splat has no header: it is known by its size and values, and where they are too odd for
+        that, by its extension.
     A few unusable splats (NaN, infinite) are dropped with a warning in the log; more than a tenth of them is an error.
 
     Returns activated splats in the frame of the file, on the CPU.
@@ -41,26 +47,33 @@ def save(
 ) -> list[str]:
     """Write a splat file, whole or not at all: a file that was there is replaced only by a complete one.
 
-    format: "ply" or "splat"; None goes by the path's extension. Folders on the way are made.
-    options: the format's own, such as ``sort=False`` of .splat, which keeps the order of the splats.
+    path: the file; for an unbundled .sog its meta.json, beside which the pictures are written.
+    format: a name in `formats.FORMATS`; None goes by the path's extension. Folders on the way are made.
+    options: the format's own, such as ``sort=False`` of .splat and .sog, which keeps the order of the splats.
 
-    Returns what was lost, in words; [] when nothing was.
+    Returns what was lost, in words; [] when nothing was. The same is a warning in the log.
     Raises FormatError for a format that is not written, for no splats, for values no splat has, and where the system
     refuses to write.
     """
     path = Path(path)
-    write = formats.writer(path, format)
+    form = formats.for_writing(path, format)
+    assert form.write is not None
+    if form.name == formats.sog.NAME and path.name.lower() == FOLDER_FILE:
+        options = {"folder": path.parent, **options}
     if not len(splats):
         raise FormatError(f"There are no splats to write to '{path}'. A file needs at least one.")
     splats.validate()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as file:
-            return write(splats, file, **options)
+            lost = form.write(splats, file, **options)
     except OSError as error:
         raise FormatError(
             f"Splats cannot be written to '{path}' ({error}). Check the folder, its permissions and the free space."
         ) from error
+    if lost:
+        log.warning("'%s': not kept by the format %s: %s.", path, form.name, "; ".join(lost))
+    return lost
 
 
 @contextmanager

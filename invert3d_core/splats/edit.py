@@ -1,29 +1,53 @@
-"""Splats made of other splats."""
+"""Splats made of other splats: everything that edits them, under one name.
 
-from dataclasses import replace
+All are pure: the splats given stay as they are. They run on the splats' own device and, where the docstring says so,
+let gradients through.
+"""
 
-from .gaussians import GaussianSplats
+from ..rotations import from_angles
+from .cleaning import faint, floaters, needles, oversized, prune
+from .combining import gain, merge, with_degree
+from .decimation import decimate
+from .neighbors import nearest
+from .recolor import (
+    ColorStatistics,
+    adjust_colors,
+    apply_color_matrix,
+    base_colors,
+    image_statistics,
+    match_colors,
+    splat_statistics,
+    tint,
+)
+from .selection import coverage, inside_box, inside_ellipsoid, inside_view, most_visible, select
+from .transform import normalize, transform
 
-
-def most_visible(splats: GaussianSplats, count: int) -> GaussianSplats:
-    """The ``count`` splats that cover most, in the order they had; the same splats where there are no more than that.
-
-    What a splat covers is its opacity times the product of its two largest scales: what a view of its broad side shows.
-    Raises ValueError when count is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"most_visible: count is {count}, expected at least 1 splat")
-    if len(splats) <= count:
-        return splats
-    largest = splats.scales.sort(dim=1, descending=True).values  # (N,3)
-    covered = splats.opacities[:, 0] * largest[:, 0] * largest[:, 1]  # (N,)
-    kept = covered.argsort(descending=True, stable=True)[:count].sort().values
-    return replace(
-        splats,
-        positions=splats.positions[kept],
-        scales=splats.scales[kept],
-        rotations=splats.rotations[kept],
-        opacities=splats.opacities[kept],
-        sh=splats.sh[kept],
-        check_values=False,
-    )
+__all__ = [
+    "ColorStatistics",
+    "adjust_colors",
+    "apply_color_matrix",
+    "base_colors",
+    "coverage",
+    "decimate",
+    "faint",
+    "floaters",
+    "from_angles",
+    "gain",
+    "image_statistics",
+    "inside_box",
+    "inside_ellipsoid",
+    "inside_view",
+    "match_colors",
+    "merge",
+    "most_visible",
+    "nearest",
+    "needles",
+    "normalize",
+    "oversized",
+    "prune",
+    "select",
+    "splat_statistics",
+    "tint",
+    "transform",
+    "with_degree",
+]

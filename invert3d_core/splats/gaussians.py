@@ -5,9 +5,9 @@ from dataclasses import InitVar, dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import FormatError
+from ..rotations import rotation_matrices
 from . import spherical_harmonics
 
 _DEGREES = {spherical_harmonics.coefficients(degree): degree for degree in range(spherical_harmonics.MAX_DEGREE + 1)}
@@ -145,16 +145,3 @@ class GaussianSplats:
         """
         spread = rotation_matrices(self.rotations) * self.scales[:, None, :]  # R S
         return spread @ spread.transpose(1, 2)
-
-
-def rotation_matrices(
-    quaternions: Tensor,  # (...,4)
-) -> Tensor:  # (...,3,3)
-    """Rotation matrices of quaternions w,x,y,z, which need not be normalised; a zero quaternion gives the identity."""
-    w, x, y, z = functional.normalize(quaternions, dim=-1).unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)

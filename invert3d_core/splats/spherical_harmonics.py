@@ -6,6 +6,7 @@ sqrt(2)·Re and sqrt(2)·Im of the complex harmonics for m > 0 and m < 0.
 
 from math import pi, sqrt
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,3 +115,50 @@ def evaluate(
             "lower degree."
         )
     return (basis(directions, degree)[..., None] * sh[..., :count, :]).sum(-2)
+
+
+def rotate(
+    sh: Tensor,  # (N,K,3), or anything (...,K,3)
+    rotation: Tensor,  # (3,3), or (...,3,3) that broadcasts with the splats
+) -> Tensor:  # (N,K,3)
+    """The coefficients after the splats are turned by R: f_rotated(R d) = f(d) for every direction d.
+
+    K = 1, 4, 9, 16 or 25. Each band is multiplied by its matrix of `wigner`; the first is unchanged. The result has the
+    precision of sh; differentiable in both.
+    Raises FormatError for another number of coefficients or other shapes.
+    """
+    degrees = {coefficients(degree): degree for degree in range(MAX_DEGREE + 1)}
+    if sh.ndim < 2 or sh.shape[-1] != 3 or sh.shape[-2] not in degrees or rotation.shape[-2:] != (3, 3):
+        raise FormatError(
+            f"Spherical harmonics have shape {tuple(sh.shape)} and the rotation {tuple(rotation.shape)}; expected "
+            f"(N,K,3) with K = {', '.join(map(str, degrees))}, and (3,3)."
+        )
+    matrix = wigner(rotation.cpu(), degrees[sh.shape[-2]]).to(sh)
+    bands = [slice(degree**2, (degree + 1) ** 2) for degree in range(degrees[sh.shape[-2]] + 1)]
+    return torch.cat([sh[..., :1, :], *(matrix[..., band, band] @ sh[..., band, :] for band in bands[1:])], dim=-2)
+
+
+def wigner(
+    rotation: Tensor,  # (...,3,3)
+    degree: int,
+) -> Tensor:  # (...,K,K)
+    """The real Wigner matrices of rotations R up to a degree, one matrix (...,K,K) with a block for each band; float64.
+
+    D_ij = ∫ Y_i(d) Y_j(R⁻¹ d) over the sphere, by a quadrature that is exact for polynomials of twice the degree:
+    Gauss-Legendre in height, even steps around. Orthogonal; D(R) D(S) = D(R S). Differentiable.
+    Raises FormatError for a degree outside 0..4.
+    """
+    directions, weights = _quadrature(degree, rotation.device)
+    turned = directions @ rotation.double()  # rows: R⁻¹ d
+    return (basis(directions, degree) * weights[:, None]).T @ basis(turned, degree)
+
+
+def _quadrature(degree: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Unit directions (P,3) and their weights (P,), float64, exact for polynomials of degree 2 · degree."""
+    heights, weights = np.polynomial.legendre.leggauss(degree + 1)
+    steps = 2 * degree + 1
+    angles = np.arange(steps) * (2 * pi / steps)
+    rings = np.sqrt(1 - heights**2)[:, None]
+    directions = np.stack(np.broadcast_arrays(rings * np.cos(angles), rings * np.sin(angles), heights[:, None]), -1)
+    shares = np.repeat(weights * (2 * pi / steps), steps)
+    return torch.from_numpy(directions.reshape(-1, 3)).to(device), torch.from_numpy(shares).to(device)

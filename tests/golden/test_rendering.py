@@ -7,7 +7,7 @@ import torch
 from invert3d_core import cameras, rendering
 from invert3d_core.cameras.conversions import to_intrinsics, to_viewmats
 from invert3d_core.rendering import torch_backend
-from invert3d_core.rendering.projection import Frame, Limits, Scene, select_visible
+from invert3d_core.rendering.projection import COLOR, DEPTH, MEAN, Frame, Limits, Scene, select_visible
 from invert3d_core.rendering.rasterize import scene_of
 from invert3d_core.splats import GaussianSplats
 
@@ -100,16 +100,16 @@ def test_projection(data, splats, i):
     # What cannot be seen may be left out, what is drawn must be where the reference has it.
     assert data[key + "visible"][visible.splat].all()
     depths, means, covariances = (data[key + name][visible.splat] for name in ("depths", "means2d", "cov2d"))
-    torch.testing.assert_close(rows[:, 9].double(), depths, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(rows[:, :2].double(), means, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(rows[:, 6:9], data[key + "colors"][visible.splat], atol=5e-6, rtol=1e-5)
+    torch.testing.assert_close(rows[:, DEPTH].double(), depths, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rows[:, MEAN].double(), means, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(rows[:, COLOR], data[key + "colors"][visible.splat], atol=5e-6, rtol=1e-5)
     f0, f1, f2 = rows[:, 2:5].double().unbind(-1)
     cov_yy = 1 / (2 * f2**2)
     cov_xy = -f1 / f0 * cov_yy
     cov_xx = 1 / (2 * f0**2) + cov_xy**2 / cov_yy
     found = torch.stack([cov_xx, cov_xy, cov_yy], -1)
     torch.testing.assert_close(found, covariances.double(), atol=1e-4, rtol=2e-5)
-    assert (rows[1:, 9] >= rows[:-1, 9]).all(), "front to back"
+    assert (rows[1:, DEPTH] >= rows[:-1, DEPTH]).all(), "front to back"
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-7)])

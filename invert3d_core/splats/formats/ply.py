@@ -2,7 +2,8 @@
 
 Layout of the reference implementation of 3D Gaussian Splatting (Kerbl et al. 2023): centre ``x y z``, DC ``f_dc_0..2``,
 the other SH coefficients ``f_rest_*`` channel after channel, ``opacity`` as logit, ``scale_*`` as natural logarithms,
-``rot_*`` as quaternion w,x,y,z of any length.
+``rot_*`` as quaternion w,x,y,z of any length. Others' variants: no ``scale_2`` (2D Gaussian Splatting, Huang et al.
+2024), ``scale_0`` alone (spheres), ``red green blue`` for the DC, ``filter_3D`` (Mip-Splatting, Yu et al. 2024).
 """
 
 from typing import BinaryIO, NamedTuple
@@ -11,23 +12,35 @@ import numpy as np
 
 from ...errors import FormatError
 from ..gaussians import GaussianSplats
+from ..spherical_harmonics import C0
+from . import compressed_ply
 from .buffer import BLOCK_BYTES, Block, Floats, SplatBuffer, normalize_quaternions
-from .ply_header import MAX_HEADER_BYTES, Element, Header, check_room, expect_end, next_line, read_header, skip_elements
+from .ply_header import (
+    REST_COUNTS,
+    Element,
+    Header,
+    check_room,
+    expect_end,
+    header_bytes,
+    next_line,
+    read_header,
+    skip_elements,
+)
 from .source import Source
 
 NAME = "ply"
 EXTENSIONS = (".ply",)
 LIMITS = (
     "Reads binary (either byte order) and ASCII files, SH degree 0 to 4, columns of any order and type, extra columns "
-    "and elements; 2DGS files, which lack scale_2, give flat splats. Writes binary little endian with everything kept. "
-    "No compressed PLY, no plain point clouds."
+    "and elements; flat splats (2DGS), spheres, colours as red, green, blue, and Mip-Splatting's filter_3D. Writes "
+    "binary little endian with everything kept. No codebook-compressed files, no plain point clouds."
 )
 
 _POSITION = ("x", "y", "z")
 _DC = ("f_dc_0", "f_dc_1", "f_dc_2")
+_RGB = ("red", "green", "blue")
 _ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
 _MAX_VALUE_BYTES = 256  # of one number in an ASCII file
-_REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3, 72: 4}  # f_rest columns → SH degree
 
 # Logarithm and logit that stand for exactly 0 (they underflow when read back) and finite, because other readers throw
 # splats with infinite columns away. A logit of 20 rounds to opacity 1.
@@ -41,13 +54,15 @@ class _Columns(NamedTuple):
     position: list[int]
     sh: list[int]  # coefficient after coefficient, r g b inside
     opacity: list[int]
-    scale: list[int]  # two for 2DGS
+    scale: list[int]  # two for 2DGS, one for spheres
     rotation: list[int]
+    smoothing: list[int]  # the filter of Mip-Splatting, or none
+    rgb_unit: float = 0.0  # not 0: sh holds colours that are 1 at 1 / rgb_unit
 
 
 def detect(head: bytes) -> bool:
-    """Whether a file that starts with these bytes is a PLY."""
-    return head.startswith((b"ply\n", b"ply\r\n"))
+    """Whether a file that starts with these bytes is a PLY, and not a compressed one."""
+    return head.startswith((b"ply\n", b"ply\r\n")) and not compressed_ply.detect(head)
 
 
 def read(source: Source) -> GaussianSplats:
@@ -55,16 +70,19 @@ def read(source: Source) -> GaussianSplats:
 
     Rows with values that are not finite are dropped with a warning, see `buffer.MAX_BAD_FRACTION`; infinite logits and
     log-scales of −infinity are legitimate (opacity 0 or 1, a flat splat). A zero quaternion becomes the identity.
+    A column filter_3D is applied: scales become √(s² + f²), and opacity shrinks as the splat grows (the 3D
+    smoothing filter of Mip-Splatting).
     Raises FormatError for other PLY dialects, missing columns, and files shorter or longer than their header says.
     """
     header = read_header(source)
+    if any(p.name == "packed_position" for element in header.elements for p in element.properties):
+        return compressed_ply.read(source)  # a header so long that its start does not tell
     vertex = _vertex_element(source, header)
-    names = [p.name for p in vertex.properties]
-    columns = _find_columns(source, names)
+    columns = _find_columns(source, vertex)
     before = header.elements.index(vertex)
     skip_elements(source, header, header.elements[:before])
     check_room(source, header, vertex)
-    splats = SplatBuffer(vertex.count, _REST_COUNTS[len(columns.sh) - 3])
+    splats = SplatBuffer(vertex.count, REST_COUNTS[len(columns.sh) - 3])
     if header.is_ascii:
         _read_text(source, vertex, columns, splats)
     else:
@@ -93,21 +111,7 @@ def write(
         *("scale_0", "scale_1", "scale_2"),
         *_ROTATION,
     ]
-    comment, lost = _header_comment(splats.comment)
-    header = [
-        "ply",
-        "format binary_little_endian 1.0",
-        *(f"comment {line}" for line in comment),
-        f"element vertex {len(splats)}",
-        *(f"property float {name}" for name in names),
-        "end_header\n",
-    ]
-    head = "\n".join(header).encode("ascii")
-    if len(head) > MAX_HEADER_BYTES:
-        raise FormatError(
-            f"The comment of the splats has {len(splats.comment)} characters; a PLY header may have "
-            f"{MAX_HEADER_BYTES} bytes. Shorten the comment."
-        )
+    head, lost = header_bytes([("vertex", len(splats), [("float", name) for name in names])], splats.comment)
     file.write(head)
     arrays = [
         t.detach().cpu().numpy()
@@ -134,22 +138,10 @@ def write(
     return lost
 
 
-def _header_comment(comment: str) -> tuple[list[str], list[str]]:
-    """The lines of a comment as ASCII without control characters, and what that lost."""
-    lines = comment.split("\n") if comment else []
-    plain = ["".join(c if " " <= c <= "~" or c == "\t" else ascii(c)[1:-1] for c in line) for line in lines]
-    return plain, [] if plain == lines else ["characters of the comment outside ASCII, written as escapes"]
-
-
 def _vertex_element(source: Source, header: Header) -> Element:
     """The element that holds the splats. Raises FormatError for dialects that hold them otherwise, and for none."""
     named = {element.name for element in header.elements}
     columns = {p.name for element in header.elements for p in element.properties}
-    if "packed_position" in columns:
-        raise FormatError(
-            f"{source.name} is a PlayCanvas compressed PLY (it has the column 'packed_position'), which is not "
-            "supported. Convert it to a standard 3DGS .ply, for example with SuperSplat or splat-transform."
-        )
     codebook = next((name for name in (*sorted(named), *sorted(columns)) if "codebook" in name), None)
     if codebook is not None:
         raise FormatError(
@@ -163,7 +155,13 @@ def _vertex_element(source: Source, header: Header) -> Element:
             "a 3DGS file has exactly one. Check that it is a Gaussian-splat PLY."
         )
     (vertex,) = vertices
-    if not columns.intersection(_DC):
+    if not columns.intersection(_DC) and not columns.intersection(_ROTATION):
+        anchors = next((name for name in columns if name.startswith("f_anchor")), None)
+        if anchors is not None:
+            raise FormatError(
+                f"{source.name} holds the anchors of a Scaffold-GS model (it has '{anchors}'), whose splats come "
+                "out of a network that the file does not hold. Export its splats as a standard 3DGS .ply."
+            )
         faces = " or mesh" if "face" in named else ""
         raise FormatError(
             f"{source.name} is a point cloud{faces}, not a Gaussian splat: its vertices have no columns f_dc_0..2 "
@@ -179,30 +177,37 @@ def _vertex_element(source: Source, header: Header) -> Element:
     return vertex
 
 
-def _find_columns(source: Source, names: list[str]) -> _Columns:
+def _find_columns(source: Source, vertex: Element) -> _Columns:
     """Where each value stands. Raises FormatError for columns that lack, come twice, or are no whole SH degree."""
+    names = [p.name for p in vertex.properties]
     where = {name: index for index, name in enumerate(names)}
     if len(where) < len(names):
         double = next(name for name in names if names.count(name) > 1)
         raise FormatError(f"{source.name} has the PLY column '{double}' more than once. Export it again.")
-    scale = ("scale_0", "scale_1", "scale_2") if "scale_2" in where else ("scale_0", "scale_1")
-    missing = [name for name in (*_POSITION, *_DC, "opacity", *scale, *_ROTATION) if name not in where]
+    scale = [name for name in ("scale_0", "scale_1", "scale_2") if name in where] or ["scale_0"]
+    if "scale_2" in where:
+        scale = ["scale_0", "scale_1", "scale_2"]
+    rgb = not where.keys() & set(_DC) and where.keys() >= set(_RGB)
+    color = _RGB if rgb else _DC
+    missing = [name for name in (*_POSITION, *color, "opacity", *scale, *_ROTATION) if name not in where]
     if missing:
         raise FormatError(
             f"{source.name} lacks the PLY columns {', '.join(missing)} of a Gaussian splat (found {_listed(names)}). "
             "Export it as a standard 3DGS .ply."
         )
     rest = [name for name in names if name.startswith("f_rest_")]
-    if len(rest) not in _REST_COUNTS or any(f"f_rest_{i}" not in where for i in range(len(rest))):
+    if len(rest) not in REST_COUNTS or any(f"f_rest_{i}" not in where for i in range(len(rest))):
         raise FormatError(
             f"{source.name} has {len(rest)} PLY columns f_rest_*; expected f_rest_0 to f_rest_8, 23, 44 or 71 for SH "
             "degree 1 to 4, or none. Export it again with whole SH degrees."
         )
     bands = len(rest) // 3
     by_coefficient = (f"f_rest_{channel * bands + k}" for k in range(bands) for channel in range(3))
-    return _Columns(
-        *([where[n] for n in group] for group in (_POSITION, (*_DC, *by_coefficient), ("opacity",), scale, _ROTATION))
-    )
+    smoothing = [name for name in ("filter_3D",) if name in where]
+    groups = (_POSITION, (*color, *by_coefficient), ("opacity",), scale, _ROTATION, smoothing)
+    # As bytes of 0 to 255, or as numbers from 0 to 1.
+    unit = 1.0 if vertex.properties[where[color[0]]].code in "fd" else 1 / 255
+    return _Columns(*([where[name] for name in group] for group in groups), rgb_unit=unit if rgb else 0.0)
 
 
 def _read_binary(source: Source, header: Header, vertex: Element, columns: _Columns, splats: SplatBuffer) -> None:
@@ -211,7 +216,8 @@ def _read_binary(source: Source, header: Header, vertex: Element, columns: _Colu
     raw = np.empty(min(step, vertex.count) * row_type.itemsize, np.uint8)
     all_floats = all(p.code == "f" for p in vertex.properties)
     # With mixed types the wanted columns are gathered side by side first.
-    compact = _Columns(*_consecutive(*map(len, columns)))
+    groups = columns[:-1]
+    compact = _Columns(*_consecutive(*map(len, groups)), rgb_unit=columns.rgb_unit)
     for start in range(0, vertex.count, step):
         stop = min(start + step, vertex.count)
         data = raw[: (stop - start) * row_type.itemsize]
@@ -221,8 +227,8 @@ def _read_binary(source: Source, header: Header, vertex: Element, columns: _Colu
             _activate(table, columns, splats.block(start, stop))
         else:
             rows = data.view(row_type)
-            with np.errstate(over="ignore"):
-                gathered = [rows[f"f{index}"].astype(np.float32) for group in columns for index in group]
+            with np.errstate(over="ignore", invalid="ignore"):  # a NaN may be one that signals
+                gathered = [rows[f"f{index}"].astype(np.float32) for group in groups for index in group]
             _activate(np.stack(gathered, axis=1), compact, splats.block(start, stop))
         splats.check(start, stop)
 
@@ -265,12 +271,28 @@ def _activate(table: Floats, columns: _Columns, out: Block) -> None:
         if len(columns.scale) == 3:
             _take(table, columns.scale, out.scales)
         else:
-            out.scales[:, :2] = table[:, columns.scale]
             out.scales[:, 2] = -np.inf
+            out.scales[:, : 2 if len(columns.scale) == 2 else 3] = table[:, columns.scale]
         np.exp(out.scales, out=out.scales)
+        if columns.rgb_unit:
+            out.sh[:, 0] = (out.sh[:, 0] * columns.rgb_unit - 0.5) / C0
+        if columns.smoothing:
+            _smooth(table[:, columns.smoothing], out)
     quaternions = np.empty((n, 4), np.float32)
     _take(table, columns.rotation, quaternions)
     normalize_quaternions(quaternions, out.rotations)
+
+
+def _smooth(
+    size: Floats,  # (n,1) standard deviation of the filter
+    out: Block,
+) -> None:
+    """Widen splats by a filter, and thin them by how much smaller they were."""
+    squares = np.square(out.scales)
+    wide = squares + np.square(size)
+    thin = np.sqrt(np.where(wide > 0, squares / wide, 1).prod(axis=1, keepdims=True))
+    np.multiply(out.opacities, thin, out=out.opacities)
+    np.sqrt(wide, out=out.scales)
 
 
 def _take(table: Floats, columns: list[int], out: Floats) -> None:

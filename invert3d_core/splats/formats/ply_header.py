@@ -16,6 +16,9 @@ from .source import Source
 MAX_HEADER_BYTES = 1 << 20
 _MAX_PADDING = 1 << 12
 
+REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3, 72: 4}
+"""The number of f_rest columns → SH degree."""
+
 _ENCODINGS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
 _TYPES = {  # name in a header → code that numpy and struct share
     **dict.fromkeys(("char", "int8"), "b"),
@@ -122,6 +125,30 @@ def read_header(source: Source) -> Header:
     header.order = _ENCODINGS[encoding]
     header.size = stream.tell()
     return header
+
+
+def header_bytes(
+    elements: list[tuple[str, int, list[tuple[str, str]]]],  # name, rows, (type, name) of each column
+    comment: str,
+) -> tuple[bytes, list[str]]:
+    """The header of a binary little-endian file, and what was lost of the comment, in words.
+
+    Raises FormatError for a comment that no header can hold.
+    """
+    lines = comment.split("\n") if comment else []
+    # As ASCII without control characters, which other readers may not expect.
+    plain = ["".join(c if " " <= c <= "~" or c == "\t" else ascii(c)[1:-1] for c in line) for line in lines]
+    header = ["ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in plain)]
+    for name, count, columns in elements:
+        header.append(f"element {name} {count}")
+        header += [f"property {kind} {column}" for kind, column in columns]
+    data = "\n".join([*header, "end_header\n"]).encode("ascii")
+    if len(data) > MAX_HEADER_BYTES:
+        raise FormatError(
+            f"The comment of the splats has {len(comment)} characters; a PLY header may have {MAX_HEADER_BYTES} bytes. "
+            "Shorten the comment."
+        )
+    return data, [] if plain == lines else ["characters of the comment outside ASCII, written as escapes"]
 
 
 def skip_elements(source: Source, header: Header, elements: list[Element]) -> None:

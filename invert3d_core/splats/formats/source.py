@@ -12,20 +12,32 @@ import numpy as np
 
 from ...errors import FormatError
 
-HEAD_BYTES = 4096
+HEAD_BYTES = 1 << 16
+
+FOLDER_FILE = "meta.json"
+"""The file that a folder stands for: an unbundled SOG is a folder of pictures with this file to explain them."""
 
 
 class Source:
     """An open splat file: its name for messages, its true size in bytes, and reads that never come short.
 
     name: the path in quotes, or how many bytes were given. suffix: the path's ending in lower case, "" for bytes.
+    path: where it is, None for bytes.
     """
 
-    def __init__(self, stream: io.BufferedReader | io.BytesIO, name: str, size: int, suffix: str = "") -> None:
+    def __init__(
+        self,
+        stream: io.BufferedReader | io.BytesIO,
+        name: str,
+        size: int,
+        suffix: str = "",
+        path: Path | None = None,
+    ) -> None:
         self.stream = stream
         self.name = name
         self.size = size
         self.suffix = suffix
+        self.path = path
 
     def head(self) -> bytes:
         """The first `HEAD_BYTES` bytes, fewer where the file is shorter; the position goes back to the start."""
@@ -60,10 +72,10 @@ class Source:
 
 @contextmanager
 def open_source(path_or_bytes: str | os.PathLike[str] | bytes | bytearray | memoryview) -> Iterator[Source]:
-    """Open a splat file for reading, or wrap bytes that hold one.
+    """Open a splat file for reading, or wrap bytes that hold one; a folder stands for its `FOLDER_FILE`.
 
-    Raises FormatError for a missing file, a folder, anything that is not a regular file, an empty file, and whatever
-    the system says against reading it.
+    Raises FormatError for a missing file, any other folder, anything that is not a regular file, an empty file, and
+    whatever the system says against reading it.
     """
     if isinstance(path_or_bytes, (bytes, bytearray, memoryview)):
         size = memoryview(path_or_bytes).nbytes
@@ -76,15 +88,17 @@ def open_source(path_or_bytes: str | os.PathLike[str] | bytes | bytearray | memo
     if not isinstance(path_or_bytes, (str, os.PathLike)):
         raise FormatError(f"Splats are loaded from a path or from bytes, not from {type(path_or_bytes).__name__}.")
     path = Path(path_or_bytes)
-    name = f"'{path}'"
     try:
+        if path.is_dir() and (path / FOLDER_FILE).is_file():
+            path = path / FOLDER_FILE
+        name = f"'{path}'"
         with _open_file(path, name) as stream:
             size = os.fstat(stream.fileno()).st_size
             if not size:
                 raise FormatError(f"{name} is empty (0 bytes): its writing or download failed. Get it again.")
-            yield Source(stream, name, size, path.suffix.lower())
+            yield Source(stream, name, size, path.suffix.lower(), path)
     except OSError as error:
-        raise FormatError(f"{name} cannot be read ({error}). Check the path and its permissions.") from error
+        raise FormatError(f"'{path}' cannot be read ({error}). Check the path and its permissions.") from error
 
 
 def _open_file(path: Path, name: str) -> io.BufferedReader:

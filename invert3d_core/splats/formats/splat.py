@@ -11,7 +11,8 @@ import numpy as np
 from ...errors import FormatError
 from ..gaussians import GaussianSplats
 from ..spherical_harmonics import C0
-from .buffer import BLOCK_BYTES, SplatBuffer, normalize_quaternions
+from .buffer import BLOCK_BYTES, Block, SplatBuffer, normalize_quaternions
+from .losses import Array, Losses, blocks, rows
 from .source import Source
 
 NAME = "splat"
@@ -21,7 +22,6 @@ LIMITS = (
     "comment. Has no header: recognised by its extension, and by a size that is a multiple of 32."
 )
 
-_EXACT = 1e-6  # changes of a colour or an opacity below this are float32's rounding
 _RECORD = np.dtype([("position", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 
 
@@ -50,12 +50,7 @@ def read(source: Source) -> GaussianSplats:
         stop = min(start + step, count)
         data = raw[: (stop - start) * _RECORD.itemsize]
         source.read_into(data)
-        rows, out = data.view(_RECORD), splats.block(start, stop)
-        out.positions[:] = rows["position"]
-        out.scales[:] = rows["scale"]
-        out.opacities[:, 0] = rows["rgba"][:, 3] / np.float32(255)
-        out.sh[:, 0] = (rows["rgba"][:, :3] / 255 - 0.5) / C0
-        normalize_quaternions(rows["rotation"].astype(np.float32) - 128, out.rotations)
+        _decode(data.view(_RECORD), splats.block(start, stop))
         splats.check(start, stop)
     with np.errstate(invalid="ignore"):
         flat = not splats.arrays.scales.any()
@@ -78,46 +73,39 @@ def write(
     sort: put the largest and most opaque splats first, as viewers expect that draw while they load; False keeps the
     order. Returns what was lost, with the largest change of each kind.
     """
-    positions, scales, rotations, opacities, sh = (
-        t.detach().cpu().numpy()
-        for t in (splats.positions, splats.scales, splats.rotations, splats.opacities, splats.sh)
-    )
-    order = None
+    losses = Losses()
+    losses.truncate(splats, 0)
+    arrays, count = blocks(splats), len(splats)
+    arrays = arrays._replace(sh=arrays.sh[:, :1])
+    order = np.arange(count)
     if sort:
         with np.errstate(divide="ignore"):
-            weight = np.log(scales).sum(axis=1, dtype=np.float64) + np.log(opacities[:, 0])
+            weight = np.log(arrays.scales).sum(axis=1, dtype=np.float64) + np.log(arrays.opacities[:, 0])
         order = np.argsort(-weight, kind="stable")
-    quaternions = np.empty_like(rotations)
-    normalize_quaternions(rotations, quaternions)
-    color = 0.5 + C0 * sh[:, 0].astype(np.float64)
-    rows = np.empty(len(splats), _RECORD)
-    rows["position"] = positions
-    rows["scale"] = scales
-    rows["rgba"][:, :3] = np.rint(color.clip(0, 1) * 255)
-    rows["rgba"][:, 3:] = np.rint(opacities * 255)
-    rows["rotation"] = np.rint(quaternions * 128 + 128).clip(0, 255)
-    file.write((rows if order is None else rows[order]).data)
+    back = SplatBuffer(min(count, BLOCK_BYTES // _RECORD.itemsize), 0)
+    for start in range(0, count, back.count):
+        stop = min(start + back.count, count)
+        wanted = rows(arrays, order[start:stop])
+        dc = losses.clip(wanted.sh, -0.5 / C0, 0.5 / C0, "colours outside 0..1")
+        wanted, found = wanted._replace(sh=dc), back.block(0, stop - start)
+        records = np.empty(stop - start, _RECORD)
+        records["position"] = wanted.positions
+        records["scale"] = wanted.scales
+        records["rgba"][:, :3] = np.rint((0.5 + C0 * dc[:, 0]).clip(0, 1) * 255)
+        records["rgba"][:, 3:] = np.rint(wanted.opacities * 255)
+        records["rotation"] = np.rint(wanted.rotations * 128 + 128).clip(0, 255)
+        file.write(records.data)
+        _decode(records, found)
+        losses.compare(wanted, found)
+    if bool((np.diff(order) < 0).any()):
+        losses.note("the order of the splats (largest and most opaque first)")
+    losses.comment(splats)
+    return losses.words()
 
-    back = np.empty_like(quaternions)
-    normalize_quaternions(rows["rotation"].astype(np.float32) - 128, back)
-    # |q·q'| is the cosine of half the angle between two rotations.
-    turn = 2 * np.degrees(np.arccos(np.abs((back * quaternions).sum(axis=1, dtype=np.float64)).clip(0, 1))).max()
-    clipped = int(((color < -_EXACT) | (color > 1 + _EXACT)).any(axis=1).sum())
-    faded = np.abs(rows["rgba"][:, :3] / 255 - color.clip(0, 1)).max()
-    thinned = np.abs(rows["rgba"][:, 3:] / 255 - opacities).max()
-    lost = []
-    if splats.degree:
-        lost.append(f"view-dependent colour (SH degree 1 to {splats.degree})")
-    if clipped:
-        lost.append(f"colours outside 0..1 of {clipped} splats, clipped")
-    if faded > _EXACT:
-        lost.append(f"colour beyond 8 bits (changes by up to {faded:.4f})")
-    if thinned > _EXACT:
-        lost.append(f"opacity beyond 8 bits (changes by up to {thinned:.4f})")
-    if turn > 0.1:
-        lost.append(f"rotation beyond 8 bits (turns by up to {turn:.2f} degrees)")
-    if order is not None and bool((np.diff(order) < 0).any()):
-        lost.append("the order of the splats (largest and most opaque first)")
-    if splats.comment:
-        lost.append("the comment, and what it states about the axes")
-    return lost
+
+def _decode(records: Array, out: Block) -> None:
+    out.positions[:] = records["position"]
+    out.scales[:] = records["scale"]
+    out.opacities[:, 0] = records["rgba"][:, 3] / np.float32(255)
+    out.sh[:, 0] = (records["rgba"][:, :3] / 255 - 0.5) / C0
+    normalize_quaternions(records["rotation"].astype(np.float32) - 128, out.rotations)

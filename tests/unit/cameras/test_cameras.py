@@ -19,12 +19,18 @@ def test_takes_numbers_and_keeps_dtype():
     assert cams.fov_y_deg.dtype == cams.c2w.dtype == torch.float64
     assert cams.to(dtype=torch.float32).c2w.dtype == torch.float32
     assert (cams.resized(10, 20).width, cams.resized(10, 20).height) == (10, 20)
+    for longer, expected in ((32, (32, 24)), (100, (100, 75)), (1, (1, 1))):
+        assert (cams.scaled(longer).width, cams.scaled(longer).height) == expected
+    assert cams.resized(48, 64).scaled(32).width == 24
+    with pytest.raises(CameraError, match="longer side is 0, expected at least 1 pixel"):
+        cams.scaled(0)
 
 
 def test_indexing_is_that_of_a_batch():
     cams = rig(5)
     assert len(cams) == 5
-    for index, expected in ((2, [2]), (-1, [4]), (slice(1, 4), [1, 2, 3]), ([3, 0], [3, 0]), ([], [])):
+    slices = ((slice(1, 4), [1, 2, 3]), ([3, 0], [3, 0]), ([], []))
+    for index, expected in ((2, [2]), (-1, [4]), (torch.tensor(3), [3]), *slices):
         assert torch.equal(cams[index].c2w, cams.c2w[expected])
         assert torch.equal(cams[index].fov_y_deg, cams.fov_y_deg[expected])
     assert torch.equal(cams[cams.fov_y_deg > 90].c2w, cams.c2w[:0])
@@ -41,6 +47,20 @@ def test_concatenation_undoes_splitting():
         cameras.concatenate([])
     with pytest.raises(CameraError, match=r"\(16, 16\), \(32, 32\)"):
         cameras.concatenate([cams, cams.resized(16, 16)])
+
+
+def test_frame_says_where_cameras_stand():
+    around = rig()
+    placed = Orientation().into_splat_frame(around, (1.0, 2.0, 3.0))
+    assert (around.frame, placed.frame) == ("asset", "splat")
+    assert Orientation("+z", "-y").into_splat_frame(placed) is placed
+    assert placed[1].frame == placed.resized(8, 8).frame == placed.to(dtype=torch.float64).frame == "splat"
+    assert Orientation().from_splat_frame(placed).frame == "asset"
+    assert cameras.concatenate([placed, placed]).frame == "splat"
+    with pytest.raises(CameraError, match="one frame"):
+        cameras.concatenate([around, placed])
+    with pytest.raises(CameraError, match="frame is 'world'"):
+        Cameras(around.c2w, around.fov_y_deg, 8, 8, "world")  # pyright: ignore[reportArgumentType]
 
 
 def test_view_directions_and_centers():
@@ -127,6 +147,23 @@ def test_splat_frame_and_back(up, front):
 def test_orientation_from_a_comment(comment, expected):
     found = Orientation.from_comment(comment)
     assert (found and (found.up, found.front)) == expected
+    written = Orientation("-x", "+y").stated_in(comment or "")
+    assert Orientation.from_comment(written) == Orientation("-x", "+y")
+    assert Orientation("-x", "+y").stated_in(written) == written
+
+
+def test_the_rest_of_a_comment_stays():
+    written = Orientation("+z", "-y").stated_in('made by hand\nUP: -Z\nFront: x\nin 2024, up="+y", update=+y')
+    assert written == 'made by hand\nin 2024, , update=+y\nup="+z" front="-y"'
+
+
+def test_another_axis_where_one_is_named():
+    stated = Orientation("+z", "-y")
+    assert stated.with_axes() == stated
+    assert stated.with_axes("auto", "+x") == Orientation("+z", "+x")
+    assert stated.with_axes("-z") == Orientation("-z", "-y")
+    with pytest.raises(CameraError, match="lie on one axis"):
+        stated.with_axes(up="+y")
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,31 @@ GOOD = {"position": {"x": 0, "y": 0, "z": 2}, "target": {"x": 0, "y": 0, "z": 0}
         (GOOD | {"quaternion": dict.fromkeys("xyzw", 0)}, "no direction"),
         (GOOD | {"fov": 180}, "fov 180"),
         (GOOD | {"zoom": -1}, "zoom -1"),
+        (GOOD | {"fov": "wide"}, "fov 'wide'"),
+        (GOOD | {"zoom": [1]}, r"zoom \[1\]"),
+        ([GOOD, None], "camera_info 1 is None, expected a dictionary"),
+        ([[0, 1, 2]], r"camera_info 0 is \[0, 1, 2\]"),
     ],
 )
 def test_camera_info_errors(info, message):
     with pytest.raises(CameraError, match=message):
         conversions.from_camera_info(info, 8, 8)
+
+
+def test_cameras_in_a_splat_s_frame_are_seen_as_in_the_hosts_viewer():
+    """The viewer shows a point (x, y, z) of the file at (x, −y, −z), so a camera there stands there too."""
+    placed = cameras.Orientation().into_splat_frame(cameras.orbit(30, 20, 2.0, 40, 8, 8), (0.5, 1.0, -2.0))
+    (info,) = conversions.to_camera_info(placed)
+    x, y, z = placed.centers[0].tolist()
+    assert [info["position"][axis] for axis in "xyz"] == pytest.approx([x, -y, -z], abs=1e-6)
+    again = cameras.Orientation().into_splat_frame(conversions.from_camera_info(info, 8, 8))
+    torch.testing.assert_close(again.c2w, placed.c2w, atol=1e-6, rtol=0)
+
+
+def test_a_model_is_not_shown_cameras_of_a_splat_s_frame():
+    placed = cameras.Orientation().into_splat_frame(cameras.orbit(0, 0, 1.0, 40, 8, 8))
+    with pytest.raises(CameraError, match="from_splat_frame"):
+        conversions.to_mvdream(placed)
 
 
 def test_fov_side_and_intrinsics_errors():

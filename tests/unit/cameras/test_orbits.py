@@ -175,6 +175,14 @@ def test_a_fitted_view_shows_everything():
     assert 0.7 < float(pixels[..., 1].max() - pixels[..., 1].min()) / 100 < 0.95
 
 
+def test_views_begin_before_the_object_whatever_its_size():
+    cams = cameras.orbit([0, 40], 0, [100.0, 6.0], 40, 8, 8, CENTER)
+    assert cameras.near_plane(cams, CENTER) == 0.2
+    small = cameras.orbit([0, 40], 0, [1.0, 0.6], 40, 8, 8, CENTER)
+    assert cameras.near_plane(small, CENTER) == pytest.approx(0.03)
+    assert cameras.near_plane(small, small.centers[0]) == 1e-4
+
+
 @pytest.mark.parametrize("arguments", [(0, 40, 8, 8), (1, 180, 8, 8), (1, 40, 0, 8), (1, 40, 8, 8, 0)])
 def test_fit_radius_errors(arguments):
     with pytest.raises(CameraError, match="expected"):

@@ -1,4 +1,8 @@
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from invert3d_core.splats import GaussianSplats
 from tests.unit.rendering.scenes import built_of, cloud, one, rig, tensors_of
 
 G = cloud(120, degree=2)
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def quaternion_product(a, b):
@@ -37,8 +42,8 @@ def turned(g, matrix, quaternion, center=(0, 0, 0)):
     )
 
 
-def test_turning_splats_and_cameras_together_changes_nothing():
-    g, cams = cloud(120), rig()
+def a_turn():
+    """A rotation as a matrix and as a quaternion."""
     w, x, y, z = quaternion = torch.nn.functional.normalize(torch.tensor([0.5, -0.3, 0.8, 0.1]), dim=0)
     matrix = torch.tensor(
         [
@@ -47,6 +52,12 @@ def test_turning_splats_and_cameras_together_changes_nothing():
             [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
         ]
     )
+    return matrix, quaternion
+
+
+def test_turning_splats_and_cameras_together_changes_nothing():
+    g, cams = cloud(120), rig()
+    matrix, quaternion = a_turn()
     moved = cams.moved(matrix.double())
     before, after = rendering.rasterize(g, cams), rendering.rasterize(turned(g, matrix, quaternion), moved)
     torch.testing.assert_close(after.color, before.color, atol=1e-4, rtol=0)
@@ -117,6 +128,141 @@ def test_backgrounds_compose_as_alpha_over():
         torch.testing.assert_close(found.color, expected)
         assert torch.equal(found.alpha, black.alpha)
     assert torch.equal(rendering.rasterize(G, cams).color, rendering.rasterize(G, cams, (1, 1, 1)).color), "white"
+
+
+def test_normals_are_drawn_when_asked_for():
+    cams = rig(3, 20, 12)
+    plain, drawn = rendering.rasterize(G, cams), rendering.rasterize(G, cams, normals=True)
+    assert drawn.normals.shape == (3, 12, 20, 3)
+    assert torch.equal(drawn.color, plain.color) and torch.equal(drawn.depth, plain.depth)
+    seen = drawn.alpha > 0
+    assert 0.1 < float(seen.float().mean()) < 1
+    torch.testing.assert_close(drawn.normals[seen].norm(dim=-1), torch.ones(int(seen.sum())))
+    assert float(drawn.normals[~seen].abs().max()) == 0
+    with pytest.raises(RenderError, match="normals=True"):
+        _ = plain.normals
+
+
+def test_normals_turn_with_the_world():
+    """They are seen from the camera: turning splats and cameras together changes nothing."""
+    g, cams = cloud(120, size=(0.05, 0.2)), rig()
+    matrix, quaternion = a_turn()
+    before = rendering.rasterize(g, cams, normals=True)
+    after = rendering.rasterize(turned(g, matrix, quaternion), cams.moved(matrix.double()), normals=True)
+    sure = before.alpha > 0.05
+    assert float((after.normals - before.normals)[sure].abs().quantile(0.99)) < 1e-3
+
+
+def test_antialiasing_keeps_what_splats_below_a_pixel_cover():
+    """Seen from twice as far, the picture is the average of four pixels; with the plain blur it grows."""
+    g = cloud(400, size=(0.01, 0.03), opacity=(0.9, 1.0))
+    near = cameras.orbit(0, 0, 6.0, 20, 128, 128)
+    far = cameras.orbit(0, 0, 6.0, 20, 32, 32)
+    errors = {}
+    for antialiased in (False, True):
+        fine, coarse = (rendering.rasterize(g, cams, antialiased=antialiased).alpha for cams in (near, far))
+        average = torch.nn.functional.avg_pool2d(fine, 4)
+        errors[antialiased] = float((coarse.mean() / average.mean()) - 1)
+    assert errors[False] > 1.0 > 0.15 > abs(errors[True])
+
+
+def test_renderings_one_by_one_are_those_of_the_batch():
+    cams = rig(5, 20, 12)
+    backgrounds = torch.rand(5, 12, 20, 3, generator=torch.Generator().manual_seed(0))
+    colors = backgrounds[:, 0, 0]
+    options = {"sh_degree": 1, "normals": True, "antialiased": True}
+    for given, by_index in (
+        (backgrounds, backgrounds),
+        (colors, colors),
+        (backgrounds[0], None),
+        ((0.1, 0.2, 0.3), None),
+        (colors.__getitem__, colors),
+        (lambda index: backgrounds[index], backgrounds),
+    ):
+        whole = rendering.rasterize(G, cams, given if by_index is None else by_index, **options)
+        parts = list(rendering.rasterize_each(G, cams, given, **options))
+        assert len(parts) == 5
+        for name in ("color", "alpha", "depth", "depth_median", "normals"):
+            found = torch.cat([getattr(part, name) for part in parts])
+            torch.testing.assert_close(found, getattr(whole, name), atol=2e-6, rtol=0)
+
+
+def test_pictures_of_one_row_are_backgrounds_one_by_one():
+    cams = rig(2, 5, 1)
+    pictures = torch.rand(2, 1, 5, 3, generator=torch.Generator().manual_seed(0))
+    parts = [part.color for part in rendering.rasterize_each(G, cams, pictures)]
+    torch.testing.assert_close(torch.cat(parts), rendering.rasterize(G, cams, pictures).color)
+
+
+def test_renderings_one_by_one_take_the_background_when_its_turn_comes():
+    asked = []
+
+    def background(index):
+        asked.append(index)
+        return (1.0, 0.0, 0.0)
+
+    stream = rendering.rasterize_each(G, rig(3), background)
+    assert asked == []
+    for count in (1, 2, 3):
+        next(stream)
+        assert asked == list(range(count))
+    assert next(stream, None) is None
+    assert list(rendering.rasterize_each(G, rig(3)[:0])) == []
+
+
+def test_renderings_one_by_one_have_gradients():
+    cams = rig(3, 16, 16)
+    leaf = G.opacities.clone().requires_grad_()
+    g = GaussianSplats(G.positions, G.scales, G.rotations, leaf, G.sh)
+    rendering.rasterize(g, cams).color.square().sum().backward()
+    expected, leaf.grad = leaf.grad, None
+    for drawn in rendering.rasterize_each(g, cams):
+        drawn.color.square().sum().backward()
+    assert expected is not None and leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_errors_come_before_the_first_picture():
+    with pytest.raises(RenderError, match="sh_degree is 3"):
+        rendering.rasterize_each(G, rig(), sh_degree=3)
+    with pytest.raises(RenderError, match=r"background has shape \(2,\)"):
+        rendering.rasterize_each(G, rig(), (1, 1))
+    with pytest.raises(RenderError, match=r"background has shape \(2,\)"):
+        next(rendering.rasterize_each(G, rig(), lambda index: (1, 1)))
+
+
+MEASURE = """
+import resource, sys, torch
+from invert3d_core import cameras, rendering, splats
+
+def peak():
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 2**20 if sys.platform == "darwin" else used / 2**10
+
+count, size = 200_000, 256
+generator = torch.Generator().manual_seed(0)
+direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
+g = splats.GaussianSplats(
+    direction, torch.full((count, 3), 0.01), torch.tensor([[1.0, 0, 0, 0]]).repeat(count, 1),
+    torch.full((count, 1), 0.5), torch.zeros(count, 16, 3))
+cams = cameras.orbit(cameras.azimuths(6), 15, 3.5, 40, size, size)
+next(rendering.rasterize_each(g, cams[:1]))  # what torch itself needs
+before = peak()
+pictures = sum(float(drawn.alpha.mean()) for drawn in rendering.rasterize_each(g, cams, normals=True))
+print(pictures, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_memory_is_that_of_splats_and_one_picture():
+    """A tenth of 2,000,000 splats at 1024²: within a tenth of 6 GB, and the further pictures need nothing."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, env=environment, check=True, cwd=ROOT
+    )
+    pictures, grown = map(float, run.stdout.split())
+    assert pictures > 1
+    assert grown < 200
 
 
 def test_degree_0_is_the_first_coefficient():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from invert3d_core import cameras, rendering
-from invert3d_core.rendering import torch_backend
+from invert3d_core.rendering import projection, tiles, torch_backend
 from invert3d_core.rendering.projection import Frame, Limits, Scene
 from invert3d_core.rendering.rasterize import scene_of
 from invert3d_core.splats import GaussianSplats
@@ -16,11 +16,12 @@ def flattened(g):
     return GaussianSplats(g.positions, g.scales * torch.tensor([1.0, 1.0, 0.0]), g.rotations, g.opacities, g.sh)
 
 
-NAMES = ("color", "depth", "alpha", "depth_median")
+NAMES = ("color", "normal", "depth", "alpha", "depth_median")
 
 SCENES = {
     "small splats": (cloud(80), rig()),
     "spherical harmonics": (cloud(60, degree=3), rig()),
+    "spherical harmonics of degree 4": (cloud(60, degree=4), rig()),
     "opaque, many layers": (cloud(150, size=(0.2, 0.6), opacity=(0.7, 1.0)), rig()),
     "hardly visible": (cloud(60, opacity=(0.0, 0.02)), rig()),
     "needles": (cloud(60, size=(0.0003, 1.5)), rig()),
@@ -33,64 +34,94 @@ SCENES = {
 }
 
 
+@pytest.mark.parametrize("antialiased", [False, True])
 @pytest.mark.parametrize("name", SCENES)
-def test_it_draws_what_brute_force_draws(name):
+def test_it_draws_what_brute_force_draws(name, antialiased):
     g, cams = SCENES[name]
-    expected = brute_force.draw(g, cams, g.degree)
-    drawn = torch_backend.composite(scene_of(g, cams), Frame(cams.width, cams.height, g.degree, 0.2, Limits()))
+    expected = brute_force.draw(g, cams, g.degree, antialiased=antialiased)
+    frame = Frame(cams.width, cams.height, g.degree, 0.2, Limits(), normals=True, antialiased=antialiased)
+    drawn = torch_backend.composite(scene_of(g, cams), frame)
     stable = expected["stable"]
     assert stable.float().mean() > 0.95
-    assert expected["alpha"].max() > 0.01, "the scene must show something"
+    if name != "below a pixel" or not antialiased:  # which leaves nothing of them
+        assert expected["alpha"].max() > 0.01, "the scene must show something"
     for key in NAMES:
         found = getattr(drawn, key).double()
         tolerance = 2e-5 * max(1.0, float(expected[key].abs().max()))
         assert float((found - expected[key])[stable].abs().max()) <= tolerance, key
 
 
-def test_memory_bounds_do_not_change_the_picture(monkeypatch):
+@pytest.mark.parametrize("degree", range(5))
+def test_the_degree_that_is_asked_for(degree):
+    g, cams = cloud(60, degree=4), rig()
+    expected = brute_force.draw(g, cams, degree)
+    found = rendering.rasterize(g, cams, (0, 0, 0), sh_degree=degree).color.double()
+    assert float((found - expected["color"])[expected["stable"]].abs().max()) <= 5e-5
+
+
+def divide(monkeypatch, entries=200):
+    """Bounds so small that everything comes in several parts."""
+    for module, name, bound in (
+        (tiles, "ENTRIES_AT_ONCE", {"cpu": entries, "other": entries}),
+        (projection, "COMBINATIONS_AT_ONCE", {"cpu": 70, "other": 70}),
+        (torch_backend, "ROWS_AT_ONCE", 150),
+        (torch_backend, "TILES_AT_ONCE", {"cpu": 3, "other": 3}),
+        (torch_backend, "ROUND", 8),
+    ):
+        monkeypatch.setattr(module, name, bound)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_memory_bounds_and_threads_do_not_change_the_picture(monkeypatch, threads):
     g, cams = cloud(100, size=(0.05, 0.5)), rig(3, 45, 37)
-    whole = rendering.rasterize(g, cams)
     leaves = [t.clone().requires_grad_() for t in tensors_of(g)]
-    gradients = torch.autograd.grad(rendering.rasterize(built_of(leaves), cams).color.square().sum(), leaves)
-    monkeypatch.setattr(torch_backend, "ENTRIES_AT_ONCE", 200)
-    monkeypatch.setattr(torch_backend, "ROWS_AT_ONCE", 150)
-    monkeypatch.setattr(torch_backend, "TILES_AT_ONCE", {"cpu": 3, "other": 3})
-    monkeypatch.setattr(torch_backend, "ROUND", 5)
-    divided = rendering.rasterize(g, cams)
-    for name in ("color", "alpha", "depth", "depth_median"):
+
+    def draw():
+        drawn = rendering.rasterize(built_of(leaves), cams, normals=True)
+        loss = drawn.color.square().sum() + drawn.normals[..., 0].sum()
+        return drawn, torch.autograd.grad(loss, leaves)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole, gradients = draw()
+        divide(monkeypatch)
+        torch.set_num_threads(threads)
+        divided, again = draw()
+    finally:
+        torch.set_num_threads(before)
+    for name in ("color", "alpha", "depth", "depth_median", "normals"):
         torch.testing.assert_close(getattr(divided, name), getattr(whole, name), atol=2e-6, rtol=1e-6)
-    again = torch.autograd.grad(rendering.rasterize(built_of(leaves), cams).color.square().sum(), leaves)
     for first, second in zip(gradients, again, strict=True):
         torch.testing.assert_close(second, first, atol=1e-5 * float(first.abs().max()), rtol=1e-4)
 
 
-def test_the_parts_of_a_divided_grid_are_bounded_and_cover_it():
-    g, cams = cloud(300, size=(0.05, 0.5)), rig(3, 45, 37)
-    frame = Frame(45, 37, 0, 0.2, Limits())
-    visible, rows = torch_backend.select_visible(scene_of(g, cams), frame)
-    grid = torch_backend._Grid(frame, 3)
-    whole = list(torch_backend._tile_lists(visible, rows, frame, grid))
-    assert len(whole) == 1
-    limit = 200
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_backend, "ENTRIES_AT_ONCE", limit)
-        parts = list(torch_backend._tile_lists(visible, rows, frame, grid))
-    assert len(parts) > 10
-    assert all(len(part.rows) <= limit or len(part.tiles) == 1 for part in parts)
-    tiles = torch.cat([part.tiles for part in parts])
-    assert torch.equal(tiles.sort().values, whole[0].tiles.sort().values)
-    assert sum(len(part.rows) for part in parts) == len(whole[0].rows)
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch):
+    g, cams = cloud(150, size=(0.05, 0.3)), rig(2, 40, 40)
+    divide(monkeypatch, entries=400)
+    leaves = [t.clone().requires_grad_() for t in tensors_of(g)]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            drawn = rendering.rasterize(built_of(leaves), cams)
+            results.append([drawn.color, *torch.autograd.grad(drawn.color.square().sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for others in results[1:]:
+        assert all(torch.equal(first, other) for first, other in zip(results[0], others, strict=True))
 
 
-def test_the_torch_threads_are_as_before():
+def test_works_in_inference_mode_with_threads(monkeypatch):
+    g, cams = cloud(150, size=(0.05, 0.3)), rig(2, 40, 40)
+    divide(monkeypatch, entries=400)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        g = cloud(10)
-        leaf = g.positions.clone().requires_grad_()
-        drawn = rendering.rasterize(GaussianSplats(leaf, g.scales, g.rotations, g.opacities, g.sh), rig())
-        drawn.color.sum().backward()
-        assert torch.get_num_threads() == 2
+        with torch.inference_mode():
+            inside = rendering.rasterize(g, cams).color
+        assert torch.equal(inside, rendering.rasterize(g, cams).color)
     finally:
         torch.set_num_threads(before)
 
@@ -125,13 +156,15 @@ def double_scene(count, seed):
     return [t.requires_grad_() for t in tensors], Frame(9, 7, 1, 0.2, Limits(alpha_min=0, transmittance_min=0))
 
 
-def test_gradients_of_everything_by_finite_differences():
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_gradients_of_everything_by_finite_differences(antialiased):
     """Splats and cameras; without the thresholds, whose jumps have no derivative."""
     leaves, frame = double_scene(5, 3)
+    frame = frame._replace(normals=True, antialiased=antialiased)
 
     def pictures(*tensors):
         drawn = torch_backend.composite(Scene(*tensors), frame)
-        return drawn.color, drawn.depth, drawn.alpha
+        return drawn.color, drawn.depth, drawn.alpha, drawn.normal
 
     assert torch.autograd.gradcheck(pictures, leaves, fast_mode=True, atol=1e-6, rtol=1e-4)
 
@@ -169,6 +202,53 @@ def test_same_call_same_bits():
     g, cams = cloud(200), rig()
     first, second = (rendering.rasterize(g, cams) for _ in range(2))
     assert torch.equal(first.color, second.color) and torch.equal(first.depth, second.depth)
+
+
+def test_splats_without_an_area_have_finite_gradients_when_antialiased():
+    g = cloud(30)
+    edge_on = GaussianSplats(
+        g.positions,
+        torch.tensor([0.1, 0.0, 0.0]).expand(30, 3),  # lines: no area from anywhere
+        g.rotations,
+        g.opacities,
+        g.sh,
+    )
+    together_with_others = together(edge_on, g)
+    leaves = [t.clone().requires_grad_() for t in tensors_of(together_with_others)]
+    drawn = rendering.rasterize(built_of(leaves), rig(), antialiased=True)
+    gradients = torch.autograd.grad(drawn.color.sum(), leaves)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert torch.equal(drawn.color, rendering.rasterize(g, rig(), antialiased=True).color), "lines cover nothing"
+
+
+def test_one_antialiased_splat_by_hand():
+    g, cams = one(scale=0.05, opacity=0.8), cameras.orbit(0, 0, 4.0, 90, 33, 33)
+    drawn = rendering.rasterize(g, cams, antialiased=True)
+    variance = (16.5 / 4 * 0.05) ** 2  # px²; focal length 16.5 px, distance 4
+    assert float(drawn.alpha[0, 16, 16]) == pytest.approx(0.8 * variance / (variance + 0.3), abs=1e-6)
+
+
+def test_a_normal_by_hand():
+    """A disc that faces up and towards the viewer, seen from the front, from behind and from the side."""
+    half = math.radians(45) / 2
+    disc = one()
+    tilted = GaussianSplats(
+        disc.positions,
+        torch.tensor([[0.3, 0.3, 0.01]]),
+        torch.tensor([[math.cos(half), -math.sin(half), 0, 0]]),  # z axis -> (0, 1, 1) / √2
+        disc.opacities,
+        disc.sh,
+    )
+    cams = cameras.orbit([0, 180, 90], 0, 4.0, 40, 9, 9)
+    drawn = rendering.rasterize(tilted, cams, normals=True)
+    found = drawn.normals[:, 4, 4]
+    diagonal = 0.5**0.5
+    expected = torch.tensor([[0, diagonal, diagonal], [0, -diagonal, diagonal]])
+    torch.testing.assert_close(found[:2], expected, atol=1e-5, rtol=0)
+    # From the side the disc is seen edge on: either face is as near.
+    torch.testing.assert_close(found[2].abs(), torch.tensor([diagonal, diagonal, 0]), atol=1e-5, rtol=0)
+    assert float((found.norm(dim=-1) - 1).abs().max()) < 1e-5
+    assert torch.equal(drawn.normals[drawn.alpha == 0], torch.zeros(int((drawn.alpha == 0).sum()), 3))
 
 
 def test_one_splat_by_hand():

@@ -1,16 +1,23 @@
-"""Whatever is done to a file's bytes: a FormatError or whole splats, no other error, no huge allocation."""
+"""Files that were cut short, that claim too much, or hold anything: a FormatError, no other error, no huge allocation.
 
-import gzip
+`tests.fuzz` changes files in many more ways.
+"""
+
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from invert3d_core import splats
 from invert3d_core.errors import FormatError
+from tests.fuzz import containers
+from tests.fuzz.targets import TARGETS
+from tests.unit.splats.formats.damage import load_or_refuse
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "invert3d"
 
@@ -30,80 +37,19 @@ def golden_files():
 FILES = golden_files()
 
 
-def load_or_refuse(data, name):
-    """Splats that hold what their class promises, or None; within the memory a file of this size may take."""
-    tracemalloc.start()
-    try:
-        g = splats.load(data, format="splat" if name.endswith(".splat") else "auto")
-        g.validate()
-        assert len(g) > 0
-        assert ((g.rotations.norm(dim=1) - 1).abs() < 1e-5).all()
-        return g
-    except FormatError as error:
-        assert str(error)
-        return None
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 4 * len(data) + (64 << 20)
-
-
-@st.composite
-def damaged(draw, data):
-    """A few bytes changed, put in or taken out, then perhaps the end cut off or made longer."""
-    changed = bytearray(data)
-    # Half of the damage goes to the start, where headers are.
-    place = st.one_of(st.integers(0, min(len(data) - 1, 600)), st.integers(0, len(data) - 1))
-    for _ in range(draw(st.integers(0, 4))):
-        at = min(draw(place), len(changed))
-        kind = draw(st.sampled_from(["set", "flip", "insert", "delete", "digit", "swap"]))
-        if kind == "insert":
-            changed[at:at] = draw(st.binary(min_size=1, max_size=9))
-        elif kind == "delete":
-            del changed[at : at + draw(st.integers(1, 40))]
-        elif kind == "swap":
-            other = min(draw(place), len(changed))
-            piece = changed[other : other + 20]
-            changed[at : at + len(piece)] = piece
-        elif at < len(changed):
-            new = {"set": st.integers(0, 255), "flip": st.sampled_from([1 << i for i in range(8)])}
-            value = draw(new.get(kind, st.sampled_from(b"0123456789-.\n\r \xff\x7f")))
-            changed[at] = changed[at] ^ value if kind == "flip" else value
-    if draw(st.booleans()):
-        changed = changed[: draw(st.integers(0, len(changed)))]
-    return bytes(changed)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_damaged_bytes(name):
-    @settings(max_examples=60, derandomize=True)
-    @given(damaged(FILES[name]))
-    def run(data):
-        load_or_refuse(data, name)
-
-    run()
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".spz") and not name.startswith("v4")])
-def test_damage_inside_gzip(name):
-    """With a checksum that fits, so that the damage reaches the decoder."""
-
-    @settings(max_examples=60, derandomize=True)
-    @given(damaged(gzip.decompress(FILES[name])))
-    def run(inside):
-        load_or_refuse(gzip.compress(inside, compresslevel=1), name)
-
-    run()
+def load(data, name):
+    """Splats, or None where they are refused; a .splat has to be called by its name."""
+    return load_or_refuse(data, "splat" if name.endswith(".splat") else "auto")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("v4")])
 def test_a_file_cut_short_anywhere_is_refused(name):
     data = FILES[name]
-    whole = load_or_refuse(data, name)
+    whole = load(data, name)
     assert whole is not None
     # Without its last line end a text is still whole.
     for size in sorted({*range(0, len(data) - 1, 97), len(data) - 2}):
-        cut = load_or_refuse(data[:size], name)
+        cut = load(data[:size], name)
         if name.endswith(".splat") and size and size % 32 == 0:
             assert cut is not None  # a shorter .splat is a .splat
             assert len(cut) == size // 32
@@ -129,7 +75,7 @@ def test_a_claim_of_more_takes_no_memory(name, claimed):
     data = FILES[name]
     start = data.index(b"element vertex ")
     line = data[start : data.index(b"\n", start)]
-    assert load_or_refuse(data.replace(line, b"element vertex %d" % claimed), name) is None
+    assert load(data.replace(line, b"element vertex %d" % claimed), name) is None
     tracemalloc.start()
     try:
         with pytest.raises(FormatError):
@@ -137,6 +83,38 @@ def test_a_claim_of_more_takes_no_memory(name, claimed):
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("nan", [b"\0\0\xa0\x7f", b"\0\0\0\0\0\0\xf4\x7f"], ids=["float", "double"])
+@pytest.mark.parametrize("name", ["ply", "compressed_ply", "ksplat"])
+def test_signalling_nan_gives_no_warning(name, nan):
+    """Numbers that numpy warns of when it converts them, wherever they stand."""
+    for data in TARGETS[name].start():
+        start = 5120 if name == "ksplat" else data.index(b"end_header") + 11
+        for shift in range(len(nan)):
+            changed = data[: start + shift] + (nan * len(data))[: len(data) - start - shift]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                load_or_refuse(changed, name)
+
+
+@pytest.mark.parametrize(("window_log", "whole"), [(10, True), (25, True), (26, False), (27, False)])
+def test_a_window_of_zstd_takes_no_memory(window_log, whole):
+    """Frames that do not state their size are unpacked through a window, as large as they say: within limits."""
+    zstandard = pytest.importorskip("zstandard")
+    fields, extensions, streams = containers.unpack_spz4(FILES["v4.spz"])
+    options = zstandard.ZstdCompressionParameters(window_log=window_log, write_content_size=False)
+    frames = []
+    for stream in streams:
+        packer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+        frames.append(packer.compress(stream) + packer.flush())
+        assert zstandard.get_frame_parameters(frames[-1]).window_size == 1 << window_log
+    data = containers.pack_spz4(fields, extensions, streams, frames=frames)
+    if whole:
+        assert torch.equal(splats.load(data).sh, splats.load(FILES["v4.spz"]).sh)
+    else:
+        with pytest.raises(FormatError, match="zstd data of the SPZ file is damaged .*too much memory"):
+            splats.load(data)
 
 
 def test_a_long_text_without_line_ends_takes_no_memory():

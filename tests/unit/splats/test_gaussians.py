@@ -7,7 +7,6 @@ from torch.nn import functional
 
 from invert3d_core.errors import FormatError
 from invert3d_core.splats import GaussianSplats
-from invert3d_core.splats.gaussians import rotation_matrices
 
 
 def fields(count=5, degree=1, seed=0) -> dict[str, Any]:
@@ -69,21 +68,6 @@ def test_covariance_by_hand():
     xx, xy, xz, yy, yz, zz = 0.047632, 0.010176, -0.023040, 0.053568, -0.030720, 0.038800
     expected = torch.tensor([[[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]])
     torch.testing.assert_close(g.covariances(), expected, rtol=0, atol=1e-7)
-
-
-def test_rotation_laws():
-    q = fields(50)["rotations"].double()
-    r = rotation_matrices(q)
-    identity = torch.eye(3, dtype=torch.float64).expand(50, 3, 3)
-    torch.testing.assert_close(r @ r.transpose(1, 2), identity, rtol=0, atol=1e-7)
-    torch.testing.assert_close(torch.linalg.det(r), torch.ones(50, dtype=torch.float64))
-    torch.testing.assert_close(rotation_matrices(-3 * q), r)
-    conjugate = q * torch.tensor([1.0, -1, -1, -1])
-    torch.testing.assert_close(rotation_matrices(conjugate), r.transpose(1, 2))
-    assert torch.equal(rotation_matrices(torch.zeros(1, 4)), torch.eye(3)[None])
-    quarter_about_z = torch.tensor([[0.5**0.5, 0.0, 0.0, 0.5**0.5]])
-    x_axis = torch.tensor([1.0, 0, 0])
-    torch.testing.assert_close(rotation_matrices(quarter_about_z)[0] @ x_axis, torch.tensor([0.0, 1, 0]))
 
 
 def test_to_another_device_and_nowhere():

@@ -1,10 +1,13 @@
 import gzip
 import io
 import os
+import re
 import socket
 import sys
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -12,6 +15,7 @@ from torch.nn import functional
 from invert3d_core import splats
 from invert3d_core.errors import FormatError
 from invert3d_core.splats import GaussianSplats, formats
+from invert3d_core.splats.formats.source import open_source
 
 
 def random_splats(count=6, degree=1, seed=0):
@@ -47,30 +51,72 @@ def test_what_a_path_and_bytes_may_be(ply):
         assert len(splats.load(given)) == 6
 
 
-def test_splat_goes_by_its_name_alone(tmp_path):
+def test_a_splat_without_a_header_goes_by_its_values(tmp_path):
     splats.save(random_splats(), tmp_path / "a.splat")
     data = (tmp_path / "a.splat").read_bytes()
-    (tmp_path / "b.SPLAT").write_bytes(data)
-    assert len(splats.load(tmp_path / "b.SPLAT")) == 6
-    assert len(splats.load(data, format="splat")) == 6
-    (tmp_path / "c.bin").write_bytes(data)
-    with pytest.raises(FormatError, match=r"c\.bin' is not a supported Gaussian-splat file\. It starts with b'"):
-        splats.load(tmp_path / "c.bin")
-    with pytest.raises(FormatError, match="Bytes of a .splat file, which has no header, need format='splat'"):
-        splats.load(data)
+    for name in ("b.SPLAT", "c.bin", "d.ply"):
+        (tmp_path / name).write_bytes(data)
+        assert len(splats.load(tmp_path / name)) == 6, name
+    assert len(splats.load(data)) == len(splats.load(data, format="splat")) == 6
+    many = random_splats(4000)
+    many.positions[5] = 0  # and a few odd ones do not change what most are
+    many.scales[6] = 1e-30
+    splats.save(many, tmp_path / "many.splat")
+    assert len(splats.load((tmp_path / "many.splat").read_bytes())) == 4000
+
+
+def test_odd_values_go_by_the_name_of_a_splat(tmp_path):
+    data = np.zeros((4, 8), "<f4")
+    data[:, :6] = [1e-20, 2, 3, 0.1, 0.2, 0.3]
+    (tmp_path / "a.splat").write_bytes(data.tobytes())
+    assert len(splats.load(tmp_path / "a.splat")) == 4
+    (tmp_path / "a.bin").write_bytes(data.tobytes())
+    message = r"a\.bin' is not a supported .*If it is a \.splat, which has no header, load it with format='splat'"
+    with pytest.raises(FormatError, match=message):
+        splats.load(tmp_path / "a.bin")
+
+
+def test_random_bytes_are_not_taken_for_a_splat():
+    rng = np.random.default_rng(0)
+    for count in (4, 64, 3000):
+        for _ in range(20):
+            with pytest.raises(FormatError, match="is not a supported Gaussian-splat file"):
+                splats.load(rng.integers(0, 256, 32 * count).astype(np.uint8).tobytes())
+
+
+@pytest.mark.parametrize("written", [name for name, form in formats.FORMATS.items() if form.write])
+def test_every_format_is_known_by_its_contents_under_any_name(tmp_path, written):
+    splats.save(random_splats(40), tmp_path / "file", format=written)
+    data = (tmp_path / "file").read_bytes()
+    (tmp_path / "file.ply").write_bytes(data)
+    (tmp_path / "file.splat").write_bytes(data)
+    for given in (data, tmp_path / "file", tmp_path / "file.ply", tmp_path / "file.splat"):
+        with open_source(given) as source:
+            assert formats.for_reading(source, "auto").name == written
+        assert len(splats.load(given)) == 40
+    for other in set(formats.FORMATS) - {written, "splat"}:
+        with pytest.raises(FormatError):
+            splats.load(data, format=other)
 
 
 WRONG_TYPES = {
     "picture.ply": (b"\x89PNG\r\n\x1a\n" + bytes(88), "It is a PNG picture"),
     "page.splat": (b"<!DOCTYPE html><html>" + bytes(75), "It is a web page, often what a failed download leaves"),
-    "scene.splat": (b"glTF" + bytes(92), "It is a binary glTF"),
-    "scene.sog": (b"PK\x03\x04" + bytes(92), r"It is a zip file \(a \.sog bundle"),
+    "scene.splat": (b"glTF" + bytes(92), "is a binary glTF of version 0; expected 2"),
+    "scene.sog": (b"PK\x03\x04" + bytes(92), r"It is a zip file that does not start as a \.sog: unpack it"),
+    "scene.gltf": (b' {"asset": {}, "bufferViews": []}', r"It is a text \.gltf.*: export it as one \.glb"),
+    "lod-meta.json": (
+        b'{"lodLevels": 3, "tree": {}}',
+        r"index of a streamed \.sog .lod-meta\.json.: load the meta.json",
+    ),
+    "notes.json": (b'{"a": 1}', "It is a text file that starts with '{"),
+    "means_l.webp": (b"RIFF\x10\0\0\0WEBPVP8L", "the pictures of an unbundled .sog are loaded by their meta.json"),
     "pointer.ply": (b"version https://git-lfs.github.com/spec/v1\n", "It is a Git LFS pointer.*git lfs pull"),
     "packed.ply.gz": (gzip.compress(b"ply\n"), "It is a gzip file with something else than an SPZ inside"),
     "broken.spz": (b"\x1f\x8b\x08\xff\xff", "It is a gzip file"),
     "text.ply": (
         b"plywood\n",
-        r"It is a text file that starts with 'plywood\\n'; expected a 3DGS \.ply, \.spz or \.splat",
+        r"It is a text file that starts with 'plywood\\n'; expected a 3DGS \.ply, .*\.sog or \.glb\.",
     ),
     "notes.splat": (b"0.5 1.5 2.5 3.5\n" * 600, "It is a text file that starts with '0.5 1.5 2.5 3.5"),
     "zeros.ply": (bytes(1000), r"It starts with b'\\x00"),
@@ -148,12 +194,12 @@ def test_the_format_goes_by_the_name_or_is_named(tmp_path):
     ("name", "format", "message"),
     [
         (
-            "a.spz",
+            "a.obj",
             None,
-            r"cannot be written in a file named 'a\.spz'. Expected \.ply or \.splat, or a format: ply, splat",
+            r"cannot be written in a file named 'a\.obj'. Expected \.ply or .*, or a format: ply, splat, ",
         ),
         ("a", None, "cannot be written in a file named 'a'"),
-        ("a.ply", "spz", "cannot be written in the format 'spz'"),
+        (".ply", None, "cannot be written in a file named '.ply'"),
         ("a.ply", "obj", "There is no splat format 'obj'"),
     ],
 )
@@ -161,6 +207,41 @@ def test_formats_that_are_not_written(tmp_path, name, format, message):
     with pytest.raises(FormatError, match=message):
         splats.save(random_splats(), tmp_path / name, format=format)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_longer_extension_goes_first(tmp_path):
+    for name in ("a.compressed.ply", "b.COMPRESSED.PLY"):
+        assert formats.for_writing(tmp_path / name, None).name == "compressed_ply"
+    assert formats.for_writing(tmp_path / "compressed.ply", None).name == "ply"
+    assert formats.for_writing(tmp_path / "a.compressed.ply", "ply").name == "ply"
+
+
+# What a writer may say: what, and how much or of how many. The same things are called the same in every format.
+LOSSES = re.compile(
+    r"view-dependent colour \(SH degree \d( to \d)?\)"
+    r"|(position|scale|rotation|opacity|colour|view-dependent colour) precision \(.*by up to \S+( degrees)?\)"
+    r"|(colours|positions|scales|view-dependent colour coefficients) .* of \d+ splats, clipped"
+    r"|the order of the splats \(.+\)"
+    r"|the comment, and what it states about the axes"
+    r"|characters of the comment outside ASCII, written as escapes"
+)
+
+
+@pytest.mark.parametrize("written", [name for name, form in formats.FORMATS.items() if form.write])
+def test_losses_have_the_same_words_everywhere_and_are_logged_once(tmp_path, caplog, written):
+    g = replace(random_splats(60, 4), comment="é")
+    g.sh[:, 0] *= 4
+    lost = splats.save(g, tmp_path / "a", format=written)
+    assert lost or written == "ply"
+    assert [words for words in lost if not LOSSES.fullmatch(words)] == []
+    warnings = [record.getMessage() for record in caplog.records if "not kept" in record.getMessage()]
+    assert warnings == ([f"'{tmp_path / 'a'}': not kept by the format {written}: {'; '.join(lost)}."] if lost else [])
+
+
+def test_nothing_is_logged_where_nothing_is_lost(tmp_path, caplog):
+    assert splats.save(random_splats(), tmp_path / "a.ply") == []
+    assert splats.save(random_splats(), tmp_path / "a.glb") == []
+    assert caplog.records == []
 
 
 def test_splats_that_cannot_be_written(tmp_path):

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from invert3d_core.errors import FormatError
+from invert3d_core.rotations import rotation_matrices
 from invert3d_core.splats import spherical_harmonics
-from invert3d_core.splats.spherical_harmonics import basis, coefficients, evaluate
+from invert3d_core.splats.spherical_harmonics import basis, coefficients, evaluate, rotate, wigner
 
 
 def unit(*rows):
@@ -75,3 +76,54 @@ def test_coefficients(degree, count):
 def test_errors(shape, directions, degree, message):
     with pytest.raises(FormatError, match=message):
         evaluate(torch.zeros(shape), torch.zeros(directions), degree)
+
+
+# ---------------------------------------------------------------------------------------------------------- rotation
+
+
+def some_rotations(count):
+    return rotation_matrices(torch.randn(count, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("degree", range(5))
+def test_a_turned_function_has_its_values_at_turned_directions(degree):
+    """f_rotated(R d) = f(d), to degree 4 and for every direction."""
+    sh = torch.randn(6, coefficients(degree), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    directions = unit((1, 2, 3), (-2, 1, 0.5), (0, 0, 1), (0, -1, 0), (1, 0, 0), (0.3, -0.2, -0.9))
+    for rotation in some_rotations(4):
+        turned = evaluate(rotate(sh, rotation), directions @ rotation.T, degree)
+        torch.testing.assert_close(turned, evaluate(sh, directions, degree), rtol=0, atol=1e-12)
+
+
+def test_wigner_matrices_are_a_group():
+    first, second = some_rotations(2)
+    eye = torch.eye(25, dtype=torch.float64)
+    torch.testing.assert_close(wigner(torch.eye(3), 4), eye, rtol=0, atol=1e-12)
+    torch.testing.assert_close(wigner(first, 4) @ wigner(second, 4), wigner(first @ second, 4), rtol=0, atol=1e-12)
+    torch.testing.assert_close(wigner(first, 4) @ wigner(first, 4).T, eye, rtol=0, atol=1e-12)
+
+
+def test_wigner_matrices_stay_within_their_bands():
+    matrix = wigner(some_rotations(1)[0], 4)
+    band = torch.arange(25).sqrt().floor()
+    assert matrix[band[:, None] != band].abs().max() < 1e-12
+    assert matrix[band[:, None] == band].abs().max() > 0.1
+
+
+def test_a_quarter_turn_about_z_by_hand():
+    # x → y: what grew with x grows with y. Band 1 is (−y, z, −x) up to a factor.
+    quarter = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    sh = torch.tensor([[5.0], [1], [2], [3]]).expand(4, 3)[None]
+    torch.testing.assert_close(rotate(sh, quarter)[0, :, 0], torch.tensor([5.0, 3, 2, -1]), rtol=0, atol=1e-6)
+
+
+def test_rotation_has_gradients():
+    sh = torch.randn(2, 9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    rotation = some_rotations(1)[0].requires_grad_()
+    assert torch.autograd.gradcheck(rotate, (sh, rotation))
+
+
+@pytest.mark.parametrize(("sh", "rotation"), [((2, 5, 3), (3, 3)), ((2, 4, 4), (3, 3)), ((2, 4, 3), (4, 4))])
+def test_rotation_of_something_else(sh, rotation):
+    with pytest.raises(FormatError, match=r"and the rotation .* expected \(N,K,3\) with K = 1, 4, 9, 16, 25"):
+        rotate(torch.zeros(sh), torch.zeros(rotation))

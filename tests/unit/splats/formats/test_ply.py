@@ -13,6 +13,7 @@ from invert3d_core import splats
 from invert3d_core.errors import FormatError
 from invert3d_core.splats import GaussianSplats
 from invert3d_core.splats.formats.buffer import BLOCK_BYTES
+from invert3d_core.splats.spherical_harmonics import C0
 
 DC_ONLY = ("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", *(f"scale_{i}" for i in range(3)))
 DC_ONLY += tuple(f"rot_{i}" for i in range(4))
@@ -94,6 +95,45 @@ def test_2dgs_splats_are_flat():
         assert (g.scales[:, 2] == 0).all()
         torch.testing.assert_close(g.scales[:, :2], torch.from_numpy(np.exp(rows[:, 7:9])))
         assert torch.linalg.matrix_rank(g.covariances()[0]) == 2
+
+
+def test_one_scale_gives_spheres():
+    names = tuple(name for name in DC_ONLY if name not in ("scale_1", "scale_2"))
+    rows = some_rows(4, names)
+    g = splats.load(ply(names, rows))
+    torch.testing.assert_close(g.scales, torch.from_numpy(np.exp(rows[:, 7:8])).expand(-1, 3))
+
+
+@pytest.mark.parametrize(("kind", "code", "one"), [("uchar", "u1", 255), ("float", "<f4", 1), ("double", "<f8", 1)])
+def test_colors_as_red_green_blue(kind, code, one):
+    names = (*DC_ONLY[:3], "red", "green", "blue", *DC_ONLY[6:])
+    kinds = {name: kind if name in ("red", "green", "blue") else "float" for name in names}
+    table = np.zeros(2, [(name, code if kinds[name] == kind else "<f4") for name in names])
+    table["red"], table["green"], table["blue"] = [0, one], [one, 0.2 * one], [0.4 * one, 0.6 * one]
+    data = header("element vertex 2", *(f"property {kinds[name]} {name}" for name in names)) + table.tobytes()
+    g = splats.load(data)
+    torch.testing.assert_close(g.sh[:, 0] * C0 + 0.5, torch.tensor([[0, 1, 0.4], [1, 0.2, 0.6]]))
+    text = ascii_ply(names, [list(row) for row in table.tolist()])
+    if kind == "float":
+        torch.testing.assert_close(splats.load(text).sh, g.sh)
+    # Beside DC columns such columns say nothing: editors leave previews in them.
+    both = ply((*DC_ONLY, "red", "green", "blue"), some_rows(3, range(17)))
+    assert torch.equal(splats.load(both).sh[:, 0], torch.from_numpy(some_rows(3, range(17))[:, 3:6]))
+
+
+def test_the_filter_of_mip_splatting_is_applied():
+    """Each splat grows by the filter and keeps what it covers: opacity times the product of its scales."""
+    names = (*DC_ONLY[:6], "filter_3D", *DC_ONLY[6:])
+    rows = some_rows(50, names)
+    rows[:, 6] = np.abs(rows[:, 6])
+    rows[0, 6], rows[1, 8:11], rows[2, 8:11], rows[2, 6] = 0, -200, -200, 0
+    plain = splats.load(ply(DC_ONLY, np.delete(rows, 6, axis=1)))
+    g = splats.load(ply(names, rows))
+    size = torch.from_numpy(rows[:, 6:7])
+    torch.testing.assert_close(g.scales, (plain.scales**2 + size**2).sqrt())
+    torch.testing.assert_close(g.opacities[:, 0] * g.scales.prod(1), plain.opacities[:, 0] * plain.scales.prod(1))
+    assert torch.equal(g.opacities[[0, 2]], plain.opacities[[0, 2]])
+    assert g.opacities[1] == 0
 
 
 def test_degree_4():
@@ -307,10 +347,14 @@ CLOUD = ("x", "y", "z", "red", "green", "blue")
 ROWS = some_rows(3).tolist()
 
 REFUSED = {
-    "PlayCanvas": (
-        header("element chunk 1", "property float min_x", "element vertex 3", "property uint packed_position")
-        + bytes(99),
-        "is a PlayCanvas compressed PLY .*'packed_position'.* Convert it",
+    "Scaffold-GS": (
+        ply(("x", "y", "z", "f_offset_0", "f_anchor_feat_0"), some_rows(3, range(5))),
+        "holds the anchors of a Scaffold-GS model .*'f_anchor_feat_0'.* Export its splats",
+    ),
+    "no color": (ply(without(*DC_ONLY[3:6]), some_rows(3, range(11))), "lacks the PLY columns f_dc_0, f_dc_1, f_dc_2"),
+    "half a color": (
+        ply((*without(*DC_ONLY[3:6]), "red", "green"), some_rows(3, range(13))),
+        "lacks the PLY columns f_dc_0, f_dc_1, f_dc_2",
     ),
     "codebook": (
         header(*vertex(("x",), 3), "element codebook_centers 256", "property float features_dc") + bytes(99),

@@ -116,14 +116,14 @@ def test_nothing_lost_is_said_so(tmp_path):
 
 def test_what_is_lost_is_said(tmp_path):
     g = random_splats(3, degree=2, comment='up="+y"')
-    g.sh[0, 0, 0] = 4
+    g.sh[0, 0, 0], g.sh[1, 4, 2] = 4, 0.1
     g.opacities[:, 0] = torch.tensor([0.5, 1, 0])
     assert splats.save(g, tmp_path / "a.splat", sort=False) == [
         "view-dependent colour (SH degree 1 to 2)",
         "colours outside 0..1 of 1 splats, clipped",
-        "colour beyond 8 bits (changes by up to 0.0017)",
-        "opacity beyond 8 bits (changes by up to 0.0020)",
-        "rotation beyond 8 bits (turns by up to 0.55 degrees)",
+        "rotation precision (turns by up to 0.55 degrees)",
+        "opacity precision (changes by up to 0.002)",
+        "colour precision (changes by up to 0.0017)",
         "the comment, and what it states about the axes",
     ]
 

@@ -1,16 +1,24 @@
 import gzip
+import importlib.util
 import struct
+import sys
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from invert3d_core import splats
 from invert3d_core.errors import FormatError
+from invert3d_core.splats import GaussianSplats
 from invert3d_core.splats.formats.buffer import BLOCK_BYTES
+from tests.unit.splats.formats.damage import assert_refused_when_cut, damaged, load_or_refuse
 
-WIDTHS = {1: (6, 1, 3, 3, 3), 2: (9, 1, 3, 3, 3), 3: (9, 1, 3, 3, 4)}
+WIDTHS = {1: (6, 1, 3, 3, 3), 2: (9, 1, 3, 3, 3), 3: (9, 1, 3, 3, 4), 4: (9, 1, 3, 3, 4)}
+needs_zstandard = pytest.mark.skipif(importlib.util.find_spec("zstandard") is None, reason="zstandard is not installed")
+VERSIONS = [1, 2, 3, pytest.param(4, marks=needs_zstandard)]
 
 
 def header(count, version=2, degree=0, bits=12, flags=0, magic=b"NGSP"):
@@ -25,6 +33,40 @@ def payload(count, version=2, degree=0, seed=0):
 def spz(count, body=None, extra=b"", **fields):
     data = payload(count, fields.get("version", 2), fields.get("degree", 0)) if body is None else body
     return gzip.compress(header(count, **fields) + data + extra, compresslevel=1)
+
+
+def spz_4(count, bodies=None, degree=0, flags=0, extensions=b"", table=None, streams=None, claimed=None, bits=12):
+    """A file of version 4; bodies: the uncompressed streams."""
+    import zstandard
+
+    widths = [*WIDTHS[4], 3 * ((degree + 1) ** 2 - 1)][: 6 if degree else 5]
+    if bodies is None:
+        data = payload(count, 4, degree)
+        ends = np.cumsum([0, *(count * width for width in widths)])
+        bodies = [data[a:b] for a, b in pairwise(ends)]
+    frames = [zstandard.ZstdCompressor().compress(body) for body in bodies]
+    claimed = [len(body) for body in bodies] if claimed is None else claimed
+    head = struct.pack("<4sIIBBBB", b"NGSP", 4, count, degree, bits, flags, len(frames) if streams is None else streams)
+    head += struct.pack("<I12x", 32 + len(extensions) if table is None else table) + extensions
+    head += b"".join(struct.pack("<QQ", len(frame), size) for frame, size in zip(frames, claimed, strict=True))
+    return head + b"".join(frames)
+
+
+def random_splats(count, degree=3, seed=0, comment=""):
+    g = torch.Generator().manual_seed(seed)
+    return GaussianSplats(
+        5 * torch.randn(count, 3, generator=g),
+        torch.exp(torch.randn(count, 3, generator=g) - 3),
+        functional.normalize(torch.randn(count, 4, generator=g), dim=1),
+        torch.rand(count, 1, generator=g),
+        (0.4 * torch.randn(count, (degree + 1) ** 2, 3, generator=g)).clamp(-0.95, 0.95),
+        comment,
+    )
+
+
+def saved(tmp_path, g, name="a.spz", **options):
+    lost = splats.save(g, tmp_path / name, **options)
+    return splats.load(tmp_path / name), lost
 
 
 def sections(positions, alpha=0, color=(0, 0, 0), scale=(0, 0, 0), rotation=(0, 0, 0), rest=()):
@@ -88,11 +130,176 @@ def test_extension_records_are_skipped():
     assert len(splats.load(spz(5, flags=2))) == 5
 
 
+@needs_zstandard
+@pytest.mark.parametrize("degree", range(5))
+def test_version_4_is_version_3_in_streams(degree):
+    body = payload(70, 3, degree)
+    three, four = splats.load(spz(70, body, version=3, degree=degree)), splats.load(spz_4(70, degree=degree))
+    for name in ("positions", "scales", "rotations", "opacities", "sh"):
+        assert torch.equal(getattr(three, name), getattr(four, name)), name
+
+
+@pytest.mark.parametrize(
+    ("code", "comment", "axes"),
+    [
+        (4, 'SPZ coordinate system RUB: up="+y" front="+z"', ("+y", "+z")),
+        (6, 'SPZ coordinate system RDF: up="-y" front="-z"', ("-y", "-z")),
+        (7, 'SPZ coordinate system LUF: up="+y" front="-z"', ("+y", "-z")),
+        (0, "", None),
+        (9, "", None),
+        (2**32 - 1, "", None),
+    ],
+)
+def test_a_stated_coordinate_system_states_the_axes(code, comment, axes):
+    record = struct.pack("<III", 0xADBE0003, 4, code)
+    g = splats.load(spz(5, flags=2, extra=struct.pack("<II3s", 7, 3, b"abc") + record))
+    assert (g.comment, g.stated_axes) == (comment, axes)
+    assert splats.load(spz(5, flags=2, extra=struct.pack("<IIH", 0xADBE0003, 2, 4))).comment == ""
+
+
+def test_the_antialiased_flag_is_a_comment(tmp_path):
+    g = splats.load(spz(5, flags=1))
+    assert g.comment == "antialiased 1"
+    back, lost = saved(tmp_path, g, version=2)
+    assert back.comment == "antialiased 1"
+    assert not any("comment" in what for what in lost)
+    assert saved(tmp_path, random_splats(2, comment="from a scanner"))[1][-1].startswith("the comment")
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("degree", [0, 1, 3, 4])
+def test_what_is_written_comes_back(tmp_path, version, degree):
+    """Within half a step of what the format has, over several blocks."""
+    g = random_splats(BLOCK_BYTES // len(payload(1, version, degree)) + 3, degree)
+    back, lost = saved(tmp_path, g, version=version)
+    assert (len(back), back.degree, back.comment) == (len(g), degree, "")
+    within = g.positions.abs() * 2**-11 + 1e-7 if version == 1 else torch.tensor(0.5 / 4096 + 1e-6)
+    assert ((back.positions - g.positions).abs() <= within).all()
+    assert (back.scales.log() - g.scales.log()).abs().max() <= 0.5 / 16 + 1e-5
+    assert (back.opacities - g.opacities).abs().max() <= 0.5 / 255 + 1e-6
+    assert (back.sh[:, 0] - g.sh[:, 0]).abs().max() <= 0.5 / 255 / 0.15 + 1e-5
+    rest = (back.sh - g.sh).abs()
+    assert rest[:, 1:4].amax() <= 4.5 / 128 if degree else True
+    assert rest[:, 4:].amax() <= 8.5 / 128 if degree > 1 else True
+    turns = 2 * torch.rad2deg(torch.acos((back.rotations * g.rotations).sum(1).abs().clamp(max=1)))
+    assert turns.max() < (0.3 if version >= 3 else 13)
+    assert turns.median() < (0.2 if version >= 3 else 1)
+    kinds = [what.split(" precision")[0] for what in lost]
+    expected = ["position", "scale", "rotation", "opacity", "colour", "view-dependent colour"]
+    assert kinds == expected[: 6 if degree else 5]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_writing_what_was_read_loses_nothing(tmp_path, version):
+    """But rotations of versions 1 and 2, whose parts are rounded to more than a unit and come back shorter."""
+    first, _ = saved(tmp_path, random_splats(4000), version=version)
+    again, lost = saved(tmp_path, first, "b.spz", version=version)
+    assert [what for what in lost if version >= 3 or "rotation" not in what] == []
+    for name in ("positions", "scales", "opacities", "sh"):
+        torch.testing.assert_close(getattr(again, name), getattr(first, name), rtol=1e-6, atol=1e-7, msg=name)
+    if version >= 3:
+        cosine = (again.rotations * first.rotations).sum(1, keepdim=True)
+        torch.testing.assert_close(again.rotations * cosine.sign(), first.rotations, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(("bits", "step"), [((8, 8), 1), ((1, 8), 128), ((3, 3), 32)])
+def test_sh_bits(tmp_path, bits, step):
+    g = random_splats(500, 2)
+    back, _ = saved(tmp_path, g, sh_bits=bits)
+    codes = back.sh[:, 1:4] * 128 + 128
+    assert (((codes % step) == 0) | (codes == 255)).all()
+    assert (back.sh[:, 1:4] - g.sh[:, 1:4]).abs().max() <= (step + 1.5) / 2 / 128
+
+
+def test_fraction_bits_move_the_range(tmp_path):
+    g = random_splats(4, 0)
+    g.positions[0] = torch.tensor([3000.0, -9000.0, 1.0])
+    back, lost = saved(tmp_path, g)
+    assert back.positions[0].tolist() == [8388607 / 4096, -2048, 1]
+    assert lost[0] == "positions beyond ±2048 of 1 splats, clipped"
+    back, lost = saved(tmp_path, g, fraction_bits=8)
+    assert (back.positions - g.positions).abs().max() <= 0.5 / 256 + 1e-6
+    assert not any("clipped" in what for what in lost)
+
+
+def test_what_is_outside_the_format_is_said(tmp_path):
+    g = random_splats(6, 2)
+    g.scales[:2] = torch.tensor([[0, 1, 1], [1e3, 1, 1]])
+    g.sh[2, 0, 0], g.sh[3, 0, 0], g.sh[4, 5, 1] = -3.4, 4, 1.5
+    back, lost = saved(tmp_path, g)
+    assert lost[:3] == [
+        "colours beyond 0.5 ± 0.94 of 2 splats, clipped",
+        "view-dependent colour coefficients beyond ±1 of 1 splats, clipped",
+        "scales below 4.5e-5 or above 379 of 2 splats, clipped",
+    ]
+    assert back.sh[4, 5, 1] == 127 / 128
+    torch.testing.assert_close(back.sh[2:4, 0, 0], torch.tensor([-0.5 / 0.15, 0.5 / 0.15]))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_extreme_splats_are_written(tmp_path, version):
+    g = random_splats(300, 4)
+    g.positions[:2] = torch.tensor([[3e38, -3e38, 0], [1e9, 3e20, 1e-40]])
+    g.scales[:2] = torch.tensor([[3e38, 0, 1e-40], [1, 1, 1]])
+    g.sh[:2] *= 1e30
+    back, _ = saved(tmp_path, g, version=version)
+    assert len(back) == 300
+    back.validate()
+
+
+def test_a_gzip_of_many_pieces_is_one_member(tmp_path):
+    g = random_splats(30_000)
+    saved(tmp_path, g)
+    data = (tmp_path / "a.spz").read_bytes()
+    inside = gzip.decompress(data)
+    assert len(inside) == 16 + 30_000 * 65
+    assert inside[:16] == header(30_000, version=3, degree=3)
+    saved(tmp_path, g, "b.spz")
+    assert (tmp_path / "b.spz").read_bytes() == data
+
+
+def test_options_out_of_range(tmp_path):
+    for options, message in (
+        ({"version": 5}, "There is no SPZ version 5"),
+        ({"fraction_bits": 24}, "cannot have 24 fraction bits"),
+        ({"sh_bits": (0, 4)}, r"sh_bits are \(0, 4\); expected two numbers from 1 to 8"),
+        ({"sh_bits": (5,)}, r"sh_bits are \(5,\)"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            splats.save(random_splats(3), tmp_path / "a.spz", **options)
+
+
+def test_without_zstandard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(FormatError, match="cannot be written as SPZ version 4: .* Run 'pip install zstandard', or use"):
+        splats.save(random_splats(3), tmp_path / "a.spz", version=4)
+    assert list(tmp_path.iterdir()) == []
+    saved(tmp_path, random_splats(3))
+    path = tmp_path / "b.spz"
+    head = struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 1, 0, 12, 0, 5, 32)
+    path.write_bytes(head + b"".join(struct.pack("<QQ", 0, size) for size in WIDTHS[4]))
+    with pytest.raises(FormatError, match=r"b\.spz' is an SPZ file of version 4: .*zstandard, which is not installed"):
+        splats.load(path)
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
 BAD_BODY = payload(5)
 REFUSED = {
-    "version 4": (b"NGSP" + struct.pack("<I", 4) + bytes(24), r"SPZ file of version 4 \(zstd\).* versions 1 to 3 are"),
-    "version 9": (spz(5, version=9, body=BAD_BODY), "SPZ file of version 9; versions 1 to 3"),
-    "version 0": (spz(5, version=0, body=BAD_BODY), "SPZ file of version 0; versions 1 to 3"),
+    "version 4": (
+        spz(5, version=4, body=payload(5, 4)),
+        "SPZ file of version 4 inside gzip, where versions 1 to 3 are",
+    ),
+    "version 9": (
+        spz(5, version=9, body=BAD_BODY),
+        "SPZ file of version 9 inside gzip.* versions 1 to 4 are supported",
+    ),
+    "version 0": (spz(5, version=0, body=BAD_BODY), "SPZ file of version 0 inside gzip"),
+    "plain 3": (b"NGSP" + struct.pack("<I", 3) + bytes(24), "SPZ file of version 3 without gzip, as only version 4 is"),
+    "plain cut": (b"NGSP" + struct.pack("<I", 4) + bytes(20), "ends after 28 bytes"),
     "degree": (spz(5, degree=5, body=BAD_BODY), "claims SH degree 5; expected 0 to 4"),
     "no splats": (spz(0, body=b""), "holds no splats"),
     "header only": (gzip.compress(header(5)[:10]), "10 bytes inside gzip are less than its header"),
@@ -143,3 +350,78 @@ def test_a_bomb_takes_no_memory(count):
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+@needs_zstandard
+def test_refused_streams(tmp_path):
+    good = spz_4(50, degree=1)
+    bodies = [bytes(50 * width) for width in (*WIDTHS[4], 9)]
+    longer = [*bodies[:2], bodies[2] + b"0", *bodies[3:]]
+    cases = (
+        (spz_4(50, streams=6), "claims 6 streams, listed at byte 32; expected 5 at SH degree 0"),
+        (spz_4(50, table=31), "claims 5 streams, listed at byte 31"),
+        (spz_4(50, table=2**31), "listed at byte 2147483648; expected"),
+        (spz_4(51, bodies[:5]), "streams of the SPZ file claim 450, 50, .* bytes; 51 splats of SH degree 0 need 459"),
+        (spz_4(50, longer, degree=1, claimed=[len(b) for b in bodies]), "a stream of the SPZ file holds 151 bytes"),
+        (good[:-1], "but its SPZ streams end at byte .* cut short"),
+        (good + b"0", "but its SPZ streams end at byte"),
+        (good.replace(b"\x28\xb5\x2f\xfd", bytes(4), 1), "zstd data of the SPZ file is damaged"),
+        (spz_4(50, flags=2, extensions=b"abcd"), "extension records of the SPZ file do not add up"),
+        (spz_4(50, degree=5), "claims SH degree 5"),
+        (spz_4(0), "holds no splats"),
+    )
+    for data, message in cases:
+        (tmp_path / "some.spz").write_bytes(data)
+        with pytest.raises(FormatError, match=message) as error:
+            splats.load(tmp_path / "some.spz")
+        assert "some.spz" in str(error.value)
+
+
+@needs_zstandard
+def test_a_bomb_of_zstd_takes_no_memory():
+    """Zeros shrink without limit in zstd: what claims far more than its file can hold is refused unread."""
+    count = 4_000_000
+    zeros = spz_4(count, [bytes(count * width) for width in WIDTHS[4]])
+    frame = zeros[:32] + struct.pack("<QQ", 20, 9) + zeros[48:]
+    tracemalloc.start()
+    try:
+        for data in (zeros, frame):
+            with pytest.raises(FormatError, match="claims 4000000 splats, 80000000 bytes, which cannot come out of"):
+                splats.load(data)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@needs_zstandard
+def test_a_frame_that_claims_more_takes_no_memory():
+    """The size inside a zstd frame is compared before it is used."""
+    import zstandard
+
+    data = spz_4(
+        50, [bytes(1 << 27), *(bytes(50 * width) for width in WIDTHS[4][1:])], claimed=[450, 50, 150, 150, 200]
+    )
+    without = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 27))
+    frames = [without, *(zstandard.ZstdCompressor().compress(bytes(50 * width)) for width in WIDTHS[4][1:])]
+    table = b"".join(struct.pack("<QQ", len(f), 50 * width) for f, width in zip(frames, WIDTHS[4], strict=True))
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="a stream of the SPZ file holds 134217728 bytes instead of 450"):
+            splats.load(data)
+        with pytest.raises(FormatError, match="zstd data of the SPZ file is damaged"):
+            splats.load(data[:32] + table + b"".join(frames))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_damage(tmp_path, version):
+    saved(tmp_path, random_splats(60, 1), version=version)
+    data = (tmp_path / "a.spz").read_bytes()
+    assert_refused_when_cut(data, "auto")
+    for changed in damaged(data, 200, version, 150):
+        load_or_refuse(changed, "spz")
+    if version < 4:
+        inside = [load_or_refuse(gzip.compress(b, 1), "spz") for b in damaged(gzip.decompress(data), 200, version, 16)]
+        assert any(g is not None for g in inside)
