@@ -52,5 +52,4 @@ def orientation(splat: "GaussianSplats", up: Axis = "auto", front: Axis = "auto"
     """How a splat stands: what was asked for, else what its file states, else the default of `Orientation`."""
     from ..cameras import Orientation
 
-    stated = Orientation.from_comment(splat.comment) or Orientation()
-    return Orientation(stated.up if up == "auto" else up, stated.front if front == "auto" else front)
+    return (Orientation.from_comment(splat.comment) or Orientation()).with_axes(up, front)

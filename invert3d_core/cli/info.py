@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from . import assets
 from .command import Command, InputError
+from .convert import file_size
 
 
 @dataclass(kw_only=True)
@@ -28,6 +29,8 @@ def describe(file: Path) -> dict[str, Any]:
     """Everything `info` says about a file. Raises Invert3DError when it is nothing that is known."""
     from ..mvdream.checkpoint import BUILT_IN
 
+    if (file / "meta.json").is_file():
+        return _describe_splat(file / "meta.json")
     if file.is_dir() or (not file.exists() and str(file) in BUILT_IN):
         return _describe_model(str(file))
     if not file.exists():
@@ -70,31 +73,44 @@ def _text(value: Any) -> str:
 
 def _describe_splat(file: Path) -> dict[str, Any]:
     from ..cameras import Orientation, fit_sphere
+    from ..splats.formats import FORMATS
+    from ..splats.metadata import metadata_of, without_metadata
+    from ..splats.orientation import guess_orientation
 
     asset = assets.load(file)
     splat = asset.splat
     low, high = splat.positions.amin(0), splat.positions.amax(0)
     sphere = fit_sphere(splat)
-    stated = Orientation.from_comment(splat.comment)
-    stands = stated or Orientation()
+    guess = guess_orientation(splat)
+    stands = guess.orientation if guess.stated else Orientation()
+    orientation: dict[str, Any] = {
+        "up": stands.up,
+        "front": stands.front,
+        "source": "stated by the file" if guess.stated else "a guess: the usual frame of trained splats",
+    }
+    if not guess.stated:
+        orientation["perhaps"] = {
+            "up": guess.orientation.up,
+            "front": guess.orientation.front,
+            "confidence": guess.confidence,
+            "reasons": list(guess.reasons),
+        }
     return {
         "kind": "splat",
         "file": str(asset.path),
         "sample": asset.sample,
         "format": asset.format,
-        "bytes": asset.path.stat().st_size,
+        "format_limits": FORMATS[asset.format].limits,
+        "bytes": file_size(asset.path),
         "splats": len(splat),
         "sh_degree": splat.degree,
         "extent": {"low": low.tolist(), "high": high.tolist(), "size": (high - low).tolist()},
         "visible_sphere": {"center": sphere.center.tolist(), "radius": sphere.radius},
         "median_scale": float(splat.scales.median()),
         "median_opacity": float(splat.opacities.median()),
-        "orientation": {
-            "up": stands.up,
-            "front": stands.front,
-            "source": "stated by the file" if stated else "a guess: the usual frame of trained splats",
-        },
-        "comment": splat.comment,
+        "orientation": orientation,
+        "comment": without_metadata(splat.comment),
+        "metadata": list(metadata_of(splat.comment)),
     }
 
 

@@ -57,9 +57,11 @@ def _parse(arguments: list[str]) -> "Command | Model | Token | int":
     """The command asked for, or the exit code when that was only help, or a mistake."""
     import tyro
 
+    from .convert import Convert
     from .demo import Demo
     from .info import Info
     from .invert import Invert
+    from .lift import Lift
     from .model import Model
     from .render import Render
     from .sample import Sample
@@ -69,8 +71,10 @@ def _parse(arguments: list[str]) -> "Command | Model | Token | int":
     commands = (
         Annotated[Demo, subcommand("demo")]
         | Annotated[Info, subcommand("info")]
+        | Annotated[Convert, subcommand("convert")]
         | Annotated[Render, subcommand("render")]
         | Annotated[Invert, subcommand("invert")]
+        | Annotated[Lift, subcommand("lift")]
         | Annotated[Sample, subcommand("sample")]
         | Annotated[Model, subcommand("model")]
         | Annotated[Token, subcommand("token")]

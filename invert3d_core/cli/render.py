@@ -1,9 +1,11 @@
-"""`invert3d render`: views of a splat from all around."""
+"""`invert3d render`: views of a splat from all around, along a path, or from the cameras of a file."""
 
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tyro.conf import Positional
 
@@ -16,9 +18,11 @@ from .command import (
     OptionalFloat,
     OptionalFloats,
     OptionalInt,
+    OptionalPath,
     OptionalText,
     Switch,
     chosen_device,
+    peak_memory_mb,
     writable_folder,
 )
 
@@ -26,29 +30,65 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..cameras import Cameras
+    from ..cameras import Cameras, Orientation, Sphere
+    from ..rendering import Rendering
     from ..splats import GaussianSplats
 
-NEAR, NEAR_SHARE = 0.2, 0.05  # of 3D Gaussian splatting in scene units; of the distance, for small objects
-SHEET_COLUMNS = 8
+SIZE, MAX_SIZE = 512, 1 << 14  # of a view: where nothing else says it, and at most
+SPIRAL_END_DEG = 60.0  # where a spiral ends that is told only where it starts
+SHEET_COLUMNS, SHEET_VIEWS, SHEET_CELL = 8, 64, 176
+DEPTH_LEVELS = 65535  # of a 16-bit PNG
+DEPTH_ROOM = 3  # radii behind the middle of the object up to which a PNG can say the depth
+
+
+class Shot(NamedTuple):
+    """What is rendered.
+
+    cams: in the splat's frame. told: what the report says of each. titles, labels: of each, on the contact sheet, where
+    labels are numbers of a kind.
+    """
+
+    cams: "Cameras"
+    told: list[dict[str, Any]]
+    titles: list[str]
+    labels: list[str]
+    kind: str
 
 
 @dataclass(kw_only=True)
 class Render(Command):
-    """Render a splat from all around: a PNG per view and a contact sheet."""
+    """Render a splat from all around, along a path or from a file's cameras: PNGs, a contact sheet and the cameras."""
 
     file: Positional[Path]
     """A splat file, or the name of a built-in sample."""
     out: Path
-    """Folder for view_000.png and so on, and contact_sheet.png; files of these names in it are replaced."""
+    """Folder for view_000.png and so on, contact_sheet.png and transforms.json; files of these names are replaced."""
+    cameras: OptionalPath = None
+    """Cameras to render from: a COLMAP model (a folder or .zip), transforms.json, a training's cameras.json, or DTU's
+    cameras.npz, in the frame of the splat's file."""
+    path: Literal["rings", "turntable", "spiral"] = "rings"
+    """rings: views on rings of elevations. turntable, spiral: frames of a film round the object."""
+    frames: OptionalInt = None
+    """Frames of a turntable or spiral; by default 4 seconds."""
+    fps: float = 24.0
+    """Frames a second of a turntable or spiral, told in transforms.json for whoever makes a film of them."""
+    turns: float = 1.0
+    """Full circles of a turntable or spiral; negative goes the other way."""
+    easing: Literal["linear", "in", "out", "in-out"] = "linear"
+    """How the movement of a turntable or spiral starts and ends."""
     views: int = 8
     """Views on each ring, evenly spaced from azimuth 0."""
     azimuths: OptionalFloats = ()
-    """Azimuths in degrees instead: 0 looks at the front, 90 at the side of +x."""
+    """Azimuths in degrees instead: 0 looks at the front, 90 at the side of +x. A path starts at the first."""
     elevations: tuple[float, ...] = (15.0,)
-    """A ring for each elevation in degrees; positive looks from above."""
-    size: int = 512
-    """Width and height of a view in pixels."""
+    """A ring for each elevation in degrees; positive looks from above. A turntable has one; a spiral goes from the
+    first to the last, and from a single one to 60."""
+    size: OptionalInt = None
+    """Longer side of a view in pixels; by default 512, or what the file of cameras says."""
+    width: OptionalInt = None
+    """Width of the pictures in pixels, for a file of cameras that does not say it; with --height."""
+    height: OptionalInt = None
+    """Height of the pictures in pixels, for a file of cameras that does not say it; with --width."""
     fov: float = 40.0
     """Vertical field of view in degrees."""
     radius: OptionalFloat = None
@@ -57,10 +97,17 @@ class Render(Command):
     """Axis of the file that points up; auto is what the file states, else -y."""
     front: Axis = "auto"
     """Axis of the file that the front faces; auto is what the file states, else -z."""
-    background: str = "white"
-    """Color behind the object: a name or #rrggbb."""
+    background: tuple[str, ...] = ("white",)
+    """Color behind the object: a name or #rrggbb; or one for each view."""
     alpha: Switch = False
     """Write transparent pictures instead of a background."""
+    depth: Literal["none", "png", "npy"] = "none"
+    """Write the expected depth along the view axis: as 16-bit PNG, 0 where nothing is, whose unit transforms.json
+    tells, or as .npy, float32 in scene units."""
+    normals: Switch = False
+    """Write the normals as PNG: red right, green up, blue towards the camera, gray where nothing is."""
+    antialiased: Switch = False
+    """Thin splats smaller than a pixel: for splats trained so, and pictures much smaller than those of the training."""
     sh_degree: OptionalInt = None
     """Highest degree of view-dependent color to draw; by default all there is."""
     backend: Literal["auto", "torch", "gsplat"] = "auto"
@@ -71,88 +118,253 @@ class Render(Command):
     def run(self) -> None:
         import torch
 
+        from .. import cameras
+
         began = time.monotonic()
-        color = color_of(self.background)
+        colors = [color_of(name) for name in self.background]
         chosen = chosen_device(self.device)
         device = chosen or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         asset = assets.load(self.file)
-        angles = [(azimuth, elevation) for elevation in self.elevations for azimuth in self._ring()]
-        cams, stands, distance = self._cameras(asset.splat, angles)
+        sphere = cameras.fit_sphere(asset.splat)
+        stands = assets.orientation(asset.splat, self.up, self.front)
+        shot = self._shot(sphere, stands)
+        cams = shot.cams
+        if len(colors) not in (1, len(cams)):
+            raise InputError(
+                f"--background names {len(colors)} colors for {len(cams)} views; expected 1, or {len(cams)}."
+            )
+        if len(colors) == 1:
+            colors *= len(cams)
         folder = writable_folder(self.out)
-        drawn = self._draw(asset.splat.to(device), cams, max(1e-4, min(NEAR, NEAR_SHARE * distance)), color)
-        files = pictures.save_views(folder, drawn)
-        sheet = folder / "contact_sheet.png"
-        self._save_sheet(sheet, drawn, angles, color)
+        unit = depth_unit(cams, sphere)
+        names = cameras.formats.view_names(len(cams))
+        sheet = _Sheet(shot)
+        files = []
+        with Bar("rendering") as bar, torch.no_grad():
+            # One view after the other is written and forgotten, so that ten thousand take the memory of one.
+            for index, view in enumerate(self._draw(asset.splat.to(device), cams, sphere, colors)):
+                files.append(self._write(folder, names[index], view, unit))
+                sheet.take(index, self._shown(view, colors[index]))
+                bar(index + 1, len(cams))
+        sheet_file = folder / "contact_sheet.png"
+        sheet.save(sheet_file)
+        more: dict[str, Any] = {"frames": [{k: v for k, v in made.items() if k != "file"} for made in files]}
+        if shot.kind == "frames":
+            more["fps"] = self.fps
+        if self.depth == "png":
+            more["depth_unit_scale_factor"] = unit
+        cameras.save(cams, folder / "transforms.json", names=names, more=more)
         self.report(
             {
                 "command": "render",
                 "file": str(asset.path),
                 "splats": len(asset.splat),
-                "orientation": {"up": stands[0], "front": stands[1]},
-                "fov_y_deg": self.fov,
-                "size": self.size,
+                "orientation": {"up": stands.up, "front": stands.front},
+                "fov_y_deg": self.fov if self.cameras is None else cams.fov_y_deg.tolist(),
+                "size": max(cams.width, cams.height),
+                "width": cams.width,
+                "height": cams.height,
                 "alpha": self.alpha,
+                **({"depth_unit": unit} if self.depth == "png" else {}),
                 "views": [
-                    {"file": str(file), "azimuth_deg": azimuth, "elevation_deg": elevation}
-                    for file, (azimuth, elevation) in zip(files, angles, strict=True)
+                    {"file": str(folder / made["file"]), **told} for made, told in zip(files, shot.told, strict=True)
                 ],
-                "contact_sheet": str(sheet),
+                "contact_sheet": str(sheet_file),
+                "cameras": str(folder / "transforms.json"),
                 "seconds": round(time.monotonic() - began, 3),
+                "peak_memory_mb": peak_memory_mb(),
             },
-            f"{len(files)} views of {asset.path.name} ({len(asset.splat):,} splats) in {folder}, all in {sheet}",
+            f"{len(files)} views of {asset.path.name} ({len(asset.splat):,} splats) in {folder}, seen in {sheet_file}",
         )
 
-    def _ring(self) -> list[float]:
-        if self.azimuths:
-            return list(self.azimuths)
-        if self.views < 1:
-            raise InputError(f"--views is {self.views}; expected at least 1.")
-        return [index * 360.0 / self.views for index in range(self.views)]
+    # ----------------------------------------------------------------------------------------------------- the cameras
 
-    def _cameras(
-        self, splat: "GaussianSplats", angles: list[tuple[float, float]]
-    ) -> "tuple[Cameras, tuple[str, str], float]":
-        """The cameras in the splat's frame, which of its axes are up and front, and the cameras' distance."""
-        from ..cameras import fit_radius, fit_sphere, orbit
-
-        if not angles:
+    def _shot(self, sphere: "Sphere", stands: "Orientation") -> Shot:
+        if self.size is not None and not 1 <= self.size <= MAX_SIZE:
+            raise InputError(f"--size is {self.size}; expected 1 to {MAX_SIZE} pixels.")
+        if self.frames is not None and (self.path == "rings" or self.cameras is not None):
+            raise InputError("--frames is for --path turntable or spiral; rings have --views, a file has its cameras.")
+        if self.cameras is not None:
+            if self.path != "rings":
+                raise InputError(
+                    f"--path {self.path} goes round the object, --cameras stand in a file; give one of them."
+                )
+            return self._from_file(self.cameras)
+        if not self.elevations:
             raise InputError("There are no elevations, so no views. Leave --elevations out, or give at least one.")
-        sphere = fit_sphere(splat)
-        radius = fit_radius(sphere.radius, self.fov, self.size, self.size) if self.radius is None else self.radius
-        azimuths, elevations = map(list, zip(*angles, strict=True))
-        cams = orbit(azimuths, elevations, radius, self.fov, self.size, self.size)
-        stands = assets.orientation(splat, self.up, self.front)
-        return stands.into_splat_frame(cams, sphere.center), (stands.up, stands.front), radius
+        from ..cameras import fit_radius
 
-    def _draw(self, splat: "GaussianSplats", cams: "Cameras", near: float, color: "Tensor") -> "Tensor":  # (C,H,W,3|4)
+        size = SIZE if self.size is None else self.size
+        radius = fit_radius(sphere.radius, self.fov, size, size) if self.radius is None else self.radius
+        shot = self._rings(radius, size) if self.path == "rings" else self._film(radius, size)
+        return shot._replace(cams=stands.into_splat_frame(shot.cams, sphere.center))
+
+    def _rings(self, radius: float, size: int) -> Shot:
+        from ..cameras import orbit, paths
+
+        if not self.azimuths and not 1 <= self.views <= paths.MAX_FRAMES:
+            raise InputError(f"--views is {self.views}; expected 1 to {paths.MAX_FRAMES}.")
+        ring = list(self.azimuths) or [index * 360.0 / self.views for index in range(self.views)]
+        angles = [(azimuth, elevation) for elevation in self.elevations for azimuth in ring]
+        azimuths, elevations = map(list, zip(*angles, strict=True))
+        cams = orbit(azimuths, elevations, radius, self.fov, size, size)
+        told = [{"azimuth_deg": azimuth, "elevation_deg": elevation} for azimuth, elevation in angles]
+        titles = [f"elevation {elevation:g}°" for elevation in elevations]
+        return Shot(cams, told, titles, [f"{azimuth:g}°" for azimuth in azimuths], "azimuths")
+
+    def _film(self, radius: float, size: int) -> Shot:
+        from ..cameras import paths
+
+        if not 0 < self.fps < math.inf:
+            raise InputError(f"--fps is {self.fps:g}; expected a positive number.")
+        low, *others = self.elevations
+        if self.path == "turntable" and others:
+            raise InputError(f"--path turntable has one elevation, found {len(self.elevations)}; a spiral has two.")
+        count = paths.frame_count(4.0, self.fps) if self.frames is None else self.frames
+        start = self.azimuths[0] if self.azimuths else 0.0
+        if self.path == "turntable":
+            cams = paths.turntable(
+                count,
+                radius,
+                self.fov,
+                size,
+                size,
+                elevation_deg=low,
+                start_deg=start,
+                turns=self.turns,
+                easing=self.easing,
+            )
+        else:
+            cams = paths.spiral(
+                count,
+                radius,
+                self.fov,
+                size,
+                size,
+                elevation_deg=(low, others[-1] if others else SPIRAL_END_DEG),
+                start_deg=start,
+                turns=self.turns,
+                easing=self.easing,
+            )
+        told = [{"seconds": round(index / self.fps, 6)} for index in range(count)]
+        return Shot(cams, told, [self.path] * count, list(map(str, range(count))), "frames")
+
+    def _from_file(self, file: Path) -> Shot:
+        from .. import cameras
+
+        if (self.width is None) != (self.height is None):
+            raise InputError("--width and --height belong together; give both, or neither.")
+        wanted = None if self.width is None or self.height is None else (self.width, self.height)
+        loaded = cameras.load(file, size=wanted)
+        cams = loaded.cameras
+        if self.size is not None:
+            cams = cams.scaled(self.size)
+        numbers = list(map(str, range(len(cams))))
+        return Shot(cams, [{"camera": name} for name in loaded.names], [file.name] * len(cams), numbers, "cameras")
+
+    # ---------------------------------------------------------------------------------------------------- the pictures
+
+    def _draw(
+        self, splat: "GaussianSplats", cams: "Cameras", sphere: "Sphere", colors: "list[Tensor]"
+    ) -> "Iterator[Rendering]":
         import torch
 
+        from ..cameras import near_plane
         from ..rendering import rasterize
 
-        drawn: list[torch.Tensor] = []
-        with Bar("rendering") as bar, torch.no_grad():
-            for camera in cams:
-                behind = torch.zeros(3) if self.alpha else color
-                view = rasterize(splat, camera, behind, self.sh_degree, near, self.backend)
-                picture = view.color[0]
-                if self.alpha:
-                    opacity = view.alpha[0, ..., None]  # (H,W,1)
-                    # PNG keeps colors apart from opacity; what was drawn over black is their product.
-                    picture = torch.cat([picture / opacity.clamp_min(1e-6), opacity], -1)
-                drawn.append(picture.clamp(0, 1).cpu())
-                bar(len(drawn), len(cams))
-        return torch.stack(drawn)
+        for view, color in zip(cams, colors, strict=True):
+            behind = torch.zeros(3) if self.alpha else color
+            yield rasterize(
+                splat,
+                view,
+                behind,
+                self.sh_degree,
+                near_plane(view, sphere.center),
+                self.backend,
+                normals=self.normals,
+                antialiased=self.antialiased,
+            )
 
-    def _save_sheet(self, path: Path, drawn: "Tensor", angles: list[tuple[float, float]], color: "Tensor") -> None:
-        shown = drawn[..., :3] * drawn[..., 3:] + color * (1 - drawn[..., 3:]) if self.alpha else drawn
-        ring = len(angles) // len(self.elevations)
-        rows = []
-        for start in range(0, len(angles), ring):
-            for first in range(start, start + ring, SHEET_COLUMNS):
-                part = slice(first, min(first + SHEET_COLUMNS, start + ring))
-                turned = ", ".join(f"{azimuth:g}" for azimuth, _ in angles[part])
-                rows.append(pictures.SheetRow(f"elevation {angles[first][1]:g}°", f"azimuths {turned}°", shown[part]))
-        pictures.save_sheet(path, rows)
+    def _write(self, folder: Path, name: str, view: "Rendering", unit: float) -> dict[str, str]:
+        """Write what was asked for of a view; the names of the files."""
+        made = {"file": name}
+        pictures.to_pil(self._picture(view)).save(folder / name)
+        if self.depth != "none":
+            made["depth_file_path"] = f"depth{name.removeprefix('view').removesuffix('.png')}.{self.depth}"
+            save_depth(folder / made["depth_file_path"], view.depth[0], unit)
+        if self.normals:
+            made["normal_file_path"] = f"normals{name.removeprefix('view')}"
+            pictures.to_pil((view.normals[0] + 1) / 2).save(folder / made["normal_file_path"])
+        return made
+
+    def _picture(self, view: "Rendering") -> "Tensor":  # (H,W,3|4)
+        import torch
+
+        color = view.color[0]
+        if self.alpha:
+            opacity = view.alpha[0, ..., None]  # (H,W,1)
+            # PNG keeps colors apart from opacity; what was drawn over black is their product.
+            color = torch.cat([color / opacity.clamp_min(1e-6), opacity], -1)
+        return color.clamp(0, 1).cpu()
+
+    def _shown(self, view: "Rendering", color: "Tensor") -> "Tensor":  # (H,W,3)
+        """A view for the contact sheet, which is not transparent."""
+        shown = view.color[0]
+        return shown + color.to(shown) * (1 - view.alpha[0, ..., None]) if self.alpha else shown
+
+
+class _Sheet:
+    """A contact sheet that keeps small pictures alone, and of many views only evenly spread ones."""
+
+    def __init__(self, shot: Shot) -> None:
+        self._shot = shot
+        total = len(shot.titles)
+        count = min(total, SHEET_VIEWS)
+        self._kept = {index * total // count for index in range(count)}
+        self._pictures: dict[int, Tensor] = {}
+
+    def take(self, index: int, picture: "Tensor") -> None:  # (H,W,3)
+        if index in self._kept:
+            import numpy as np
+            import torch
+            from PIL import Image
+
+            size = (SHEET_CELL, max(1, round(SHEET_CELL * picture.shape[0] / picture.shape[1])))
+            small = pictures.to_pil(picture).resize(size, Image.Resampling.LANCZOS)
+            self._pictures[index] = torch.from_numpy(np.asarray(small).copy()).half() / 255
+
+    def save(self, path: Path) -> None:
+        import torch
+
+        rows: list[pictures.SheetRow] = []
+        shown, titles = sorted(self._pictures), self._shot.titles
+        while shown:
+            title = titles[shown[0]]
+            part = [index for index in shown[:SHEET_COLUMNS] if titles[index] == title]
+            shown = shown[len(part) :]
+            detail = f"{self._shot.kind} {', '.join(self._shot.labels[index] for index in part)}"
+            rows.append(pictures.SheetRow(title, detail, torch.stack([self._pictures[index] for index in part])))
+        pictures.save_sheet(path, rows, cell=SHEET_CELL)
+
+
+def depth_unit(cams: "Cameras", sphere: "Sphere") -> float:
+    """Scene units in one level of a 16-bit depth picture, so that it reaches well behind the object from everywhere."""
+    farthest = float((cams.centers - sphere.center).norm(dim=-1).max())
+    return (farthest + DEPTH_ROOM * sphere.radius) / DEPTH_LEVELS
+
+
+def save_depth(path: Path, depth: "Tensor", unit: float) -> None:  # (H,W)
+    """A depth picture: .npy in scene units, .png in levels of unit, 0 where nothing is."""
+    import numpy as np
+    from PIL import Image
+
+    values = depth.detach().float().cpu().numpy()
+    if path.suffix == ".npy":
+        np.save(path, values)
+        return
+    # What is there is at least level 1, what lies behind the last level is there.
+    levels = np.where(values > 0, np.clip(np.round(values / unit), 1, DEPTH_LEVELS), 0)
+    Image.fromarray(levels.astype(np.uint16)).save(path)
 
 
 def color_of(name: str) -> "torch.Tensor":  # (3,)

@@ -21,10 +21,11 @@ CORE = ROOT / "invert3d_core"
 
 # A module imports only from its own floor or below; the single modules at the bottom are free to all.
 FLOORS = [
-    {"splats", "cameras"},
+    {"splats", "cameras", "metrics"},
     {"rendering"},
     {"mvdream", "tokens"},
     {"inversion"},
+    {"lift3d"},
     {"cli"},
 ]
 HEAVY = ("diffusers", "transformers", "PIL", "gsplat", "tyro", "comfy")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import safetensors.torch
 import torch
 
 from invert3d_core import splats, tokens
+from invert3d_core.splats.metadata import with_metadata
 from invert3d_core.toy import samples
 
 
@@ -19,6 +21,7 @@ def test_a_splat(run, ball):
     assert (report["kind"], report["format"], report["splats"], report["sh_degree"]) == ("splat", "ply", 300, 0)
     assert report["orientation"] == {"up": "+y", "front": "+z", "source": "stated by the file"}
     assert report["bytes"] == ball.stat().st_size
+    assert report["format_limits"] == splats.formats.FORMATS["ply"].limits
     assert report["visible_sphere"]["center"] == pytest.approx([2, -1, 0.5], abs=0.05)
     assert report["visible_sphere"]["radius"] == pytest.approx(1.12, abs=0.03)
     assert report["extent"]["size"] == pytest.approx([2, 2, 2], abs=0.1)
@@ -27,12 +30,39 @@ def test_a_splat(run, ball):
     assert "stated by the file" in text
 
 
+def test_an_unbundled_sog_by_its_folder(run, ball, tmp_path):
+    splats.save(splats.load(ball), tmp_path / "ball.sog")
+    zipfile.ZipFile(tmp_path / "ball.sog").extractall(tmp_path / "ball")
+    report = run("info", tmp_path / "ball", "--json").report
+    assert (report["kind"], report["format"], report["splats"]) == ("splat", "sog", 300)
+    assert report["bytes"] == sum(path.stat().st_size for path in (tmp_path / "ball").iterdir())
+    assert report["orientation"]["source"] == "stated by the file"
+    text = run("info", tmp_path / "ball").out
+    assert "format limits   Reads versions 1 and 2" in text
+
+
 def test_a_splat_that_says_nothing_gets_a_guess(run, ball, tmp_path):
     splats.save(splats.load(ball), tmp_path / "ball.splat")
     report = run("info", tmp_path / "ball.splat", "--json").report
     assert report["format"] == "splat"
     assert (report["orientation"]["up"], report["orientation"]["front"]) == ("-y", "-z")
     assert report["orientation"]["source"].startswith("a guess")
+    perhaps = report["orientation"]["perhaps"]
+    assert (perhaps["up"], perhaps["front"]) == ("-y", "-z")
+    assert 0 < perhaps["confidence"] < 1
+    assert "the usual frame of trained splats" in perhaps["reasons"]
+    text = run("info", tmp_path / "ball.splat").out
+    assert "  perhaps\n    up          -y\n" in text
+
+
+def test_what_a_host_left_in_a_splat_is_named_and_not_shown(run, ball, tmp_path):
+    splat = splats.load(ball)
+    comment, _ = with_metadata(splat.comment, {"prompt": {"1": {}}, "workflow": {"nodes": []}}, 10_000)
+    splats.save(replace(splat, comment=comment), tmp_path / "saved.ply")
+    report = run("info", tmp_path / "saved.ply", "--json").report
+    assert report["comment"] == splat.comment
+    assert report["metadata"] == ["prompt", "workflow"]
+    assert run("info", ball, "--json").report["metadata"] == []
 
 
 def test_a_sample_by_its_name(run):

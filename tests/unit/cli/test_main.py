@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
+NAMES = ("demo", "info", "convert", "render", "invert", "lift", "sample", "model", "token")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -29,13 +30,13 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         assert (done.returncode, done.stderr.strip()) == (0, "")
     done = python("-m", "invert3d_core", "--help")
     assert done.returncode == 0
-    assert all(f"• {name} " in done.stdout for name in ("demo", "info", "render", "invert", "sample", "model", "token"))
+    assert all(f"• {name} " in done.stdout for name in NAMES)
 
 
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [
-        ([], "Expected one of {demo, info, render, invert, sample, model, token}"),
+        ([], "Expected one of {demo, info, convert, render, invert, lift, sample, model, token}"),
         (["paint"], "Unrecognized options: paint"),
         (["info"], "Missing from invert3d info: PATH"),
         (["sample", "--model", "toy", "--out", "x"], "Missing from invert3d sample: --prompt"),

@@ -1,10 +1,18 @@
 """`invert3d render`."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from invert3d_core import cameras, splats
+from invert3d_core.splats import GaussianSplats
 
 
 def pixels(path: Path | str) -> np.ndarray:
@@ -22,6 +30,7 @@ def test_rings_of_views_and_what_the_report_says(run, ball, tmp_path):
     assert all(picture.shape == (48, 48, 3) for picture in pictures)
     assert sorted(path.name for path in (tmp_path / "new" / "views").iterdir()) == [
         "contact_sheet.png",
+        "transforms.json",
         *(f"view_00{i}.png" for i in range(8)),
     ]
     # The ball fills the view, is red in front and blue behind, and stands before a white background.
@@ -70,7 +79,10 @@ def test_distance_and_field_of_view(run, ball, tmp_path):
     ("options", "reason"),
     [
         (["--views", "0"], "--views is 0"),
-        (["--size", "0"], "expected a positive share and positive pixels"),
+        (["--views", "100001"], "--views is 100001; expected 1 to 100000"),
+        (["--size", "0"], "--size is 0; expected 1 to 16384 pixels"),
+        (["--size", "20000"], "--size is 20000"),
+        (["--size", "0", "--cameras", "any.json"], "--size is 0"),
         (["--fov", "180"], "expected degrees between 0 and 180"),
         (["--elevations", "91"], "elevation 91° is out of range"),
         (["--elevations"], "There are no elevations"),
@@ -81,6 +93,17 @@ def test_distance_and_field_of_view(run, ball, tmp_path):
         (["--backend", "gsplat"], "gsplat backend cannot be used"),
         (["--size", "large"], "--size"),
         (["--sideways"], "Unrecognized options: --sideways"),
+        (["--frames", "4"], "--frames is for --path turntable or spiral"),
+        (["--path", "turntable", "--frames", "0"], "path of 0 frames"),
+        (["--path", "turntable", "--frames", "1000000"], "path of 1,000,000 frames"),
+        (["--path", "turntable", "--fps", "0"], "--fps is 0; expected a positive number"),
+        (["--path", "turntable", "--frames", "4", "--fps", "0"], "--fps is 0; expected a positive number"),
+        (["--path", "spiral", "--frames", "4", "--fps", "nan"], "--fps is nan"),
+        (["--path", "turntable", "--elevations", "0", "30"], "--path turntable has one elevation, found 2"),
+        (["--path", "spiral", "--cameras", "any.json"], "--path spiral goes round the object"),
+        (["--cameras", "nowhere.json"], "There is no file or folder 'nowhere.json'"),
+        (["--cameras", ".", "--width", "8"], "--width and --height belong together"),
+        (["--background", "white", "red"], "--background names 2 colors for 8 views; expected 1, or 8"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, ball, tmp_path, options, reason):
@@ -88,6 +111,96 @@ def test_bad_input_is_one_line_and_exit_code_2(run, ball, tmp_path, options, rea
     assert (done.code, done.out) == (2, "")
     assert reason in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_turntable_with_depth_normals_and_its_cameras(run, ball, tmp_path):
+    options = ("--path", "turntable", "--frames", 6, "--fps", 12, "--elevations", 0, "--size", 40)
+    done = run("render", ball, "--out", tmp_path, *options, "--depth", "png", "--normals", "--json")
+    assert done.code == 0, done.err
+    report, told = done.report, json.loads((tmp_path / "transforms.json").read_text())
+    assert [view["seconds"] for view in report["views"]] == pytest.approx([i / 12 for i in range(6)], abs=1e-6)
+    assert (told["fps"], told["depth_unit_scale_factor"]) == (12, report["depth_unit"])
+    loaded = cameras.load(tmp_path / "transforms.json")
+    assert loaded.names == [f"view_00{i}.png" for i in range(6)]
+    # The ball of radius 1 lies around (2, −1, 0.5); its nearest point is one unit before its middle.
+    middle = torch.tensor([2.0, -1.0, 0.5])
+    distance = float((loaded.cameras.centers - middle).norm(dim=-1).mean())
+    depth = np.asarray(Image.open(tmp_path / told["frames"][2]["depth_file_path"]))
+    assert depth.dtype == np.uint16 and depth[0, 0] == 0
+    assert depth[20, 20] * report["depth_unit"] == pytest.approx(distance - 1, abs=0.15)
+    normals = pixels(tmp_path / told["frames"][2]["normal_file_path"])[..., :3] * 2 - 1
+    assert np.abs(normals[0, 0]).max() < 0.01
+    assert (normals[np.asarray(depth) > 0][:, 2] > -0.05).all(), "what is seen faces the camera"
+    assert np.abs(np.linalg.norm(normals[20, 20]) - 1) < 0.02
+
+
+@pytest.mark.parametrize(("given", "ends"), [([], (15, 60)), ([70], (70, 60)), ([-20, 0, 40], (-20, 40))])
+def test_a_spiral_climbs(run, ball, tmp_path, given, ends):
+    elevations = ["--elevations", *given] if given else []
+    done = run("render", ball, "--path", "spiral", "--frames", 3, *elevations, "--size", 8, "--out", tmp_path)
+    assert done.code == 0, done.err
+    offsets = cameras.load(tmp_path / "transforms.json").cameras.centers - torch.tensor([2.0, -1.0, 0.5])
+    found = torch.rad2deg(torch.asin(offsets[:, 1] / offsets.norm(dim=-1)))[[0, 2]]
+    torch.testing.assert_close(found, torch.tensor(ends).float(), rtol=0, atol=3)
+
+
+def test_depth_as_numbers_is_the_depth(run, ball, tmp_path):
+    base = ("render", ball, "--path", "spiral", "--frames", 3, "--turns", 0.5, "--size", 32)
+    for kind in ("png", "npy"):
+        assert run(*base, "--out", tmp_path / kind, "--depth", kind).code == 0
+    unit = json.loads((tmp_path / "png" / "transforms.json").read_text())["depth_unit_scale_factor"]
+    for i in range(3):
+        exact = np.load(tmp_path / "npy" / f"depth_00{i}.npy")
+        levels = np.asarray(Image.open(tmp_path / "png" / f"depth_00{i}.png")).astype(float)
+        assert exact.dtype == np.float32 and exact.shape == (32, 32)
+        assert np.abs(levels * unit - exact).max() <= unit
+        assert ((levels == 0) == (exact == 0)).all()
+
+
+@pytest.mark.parametrize("kind", ["transforms", "colmap", "dtu"])
+def test_views_from_a_file_are_those_it_was_written_for(run, ball, tmp_path, kind):
+    assert run("render", ball, "--views", 3, "--size", 40, "--out", tmp_path / "first").code == 0
+    file = tmp_path / "first" / "transforms.json"
+    options = []
+    if kind != "transforms":
+        target = tmp_path / ("model" if kind == "colmap" else "cameras.npz")
+        cameras.save(cameras.load(file).cameras, target)
+        file, options = target, ["--width", 40, "--height", 40]
+    done = run("render", ball, "--cameras", file, *options, "--out", tmp_path / "again", "--json")
+    assert done.code == 0, done.err
+    for i in range(3):
+        one, other = (pixels(tmp_path / name / f"view_00{i}.png") for name in ("first", "again"))
+        assert np.abs(one - other).max() < 2.1 / 255
+    assert run("render", ball, "--cameras", file, *options, "--size", 20, "--out", tmp_path / "small").code == 0
+    assert pixels(tmp_path / "small" / "view_000.png").shape == (20, 20, 3)
+
+
+def test_a_background_for_each_view(run, ball, tmp_path):
+    done = run("render", ball, "--views", 2, "--size", 24, "--background", "black", "#ff0000", "--out", tmp_path)
+    assert done.code == 0, done.err
+    assert pixels(tmp_path / "view_000.png")[0, 0].tolist() == [0, 0, 0]
+    assert pixels(tmp_path / "view_001.png")[0, 0].tolist() == [1, 0, 0]
+
+
+def test_many_frames_take_the_memory_of_few(tmp_path):
+    """Each in a process of its own: 120 more frames of 256² would be 94 MB if they were kept."""
+
+    corners = torch.tensor([[x, y, 0.0] for x in (-1, 1) for y in (-1, 1)])
+    few = GaussianSplats(corners, corners * 0 + 0.1, torch.eye(4), torch.ones(4, 1), torch.ones(4, 1, 3))
+    splats.save(few, tmp_path / "few.ply")
+
+    def peak(frames: int) -> float:
+        options = ["--path", "turntable", "--frames", str(frames), "--size", "256", "--device", "cpu", "--json"]
+        command = [sys.executable, "-m", "invert3d_core", "render", "few.ply", "--out", str(frames)]
+        root = Path(__file__).resolve().parents[3]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(list((tmp_path / str(frames)).glob("view_*.png"))) == frames
+        return json.loads(done.stdout)["peak_memory_mb"]
+
+    short, long = peak(40), peak(160)
+    assert long - short < 40, f"{short} MB for 40 frames, {long} MB for 160"
 
 
 def test_a_folder_that_is_a_file(run, ball, tmp_path):
