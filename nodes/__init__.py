@@ -5,9 +5,35 @@ A node reads widgets, calls the core with a progress adapter, and returns host t
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import cameras, inversion, mvdream, splats, tokens
+from . import (
+    camera_files,
+    camera_paths,
+    cameras,
+    coloring,
+    editing,
+    inversion,
+    lifting,
+    mvdream,
+    orienting,
+    rendering,
+    splats,
+    tokens,
+)
 
-FAMILIES = (splats, cameras, mvdream, inversion, tokens)
+FAMILIES = (
+    splats,
+    orienting,
+    editing,
+    coloring,
+    cameras,
+    camera_files,
+    camera_paths,
+    rendering,
+    lifting,
+    mvdream,
+    inversion,
+    tokens,
+)
 
 
 class Invert3DExtension(ComfyExtension):

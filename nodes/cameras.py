@@ -1,27 +1,19 @@
-"""Cameras around an asset, and views of a splat from them."""
+"""Cameras as data: around an asset, to and from the host's camera_info, chosen and joined."""
 
-import re
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from comfy_api.latest import Types, io
 from torch import Tensor
 
 from ..invert3d_core import cameras as core
-from ..invert3d_core import rendering
 from ..invert3d_core.cameras import Cameras, Orientation
 from ..invert3d_core.splats import GaussianSplats
-from ..invert3d_core.splats.spherical_harmonics import MAX_DEGREE
 from . import host
 from .types import Cameras as CamerasSocket
-from .types import Depth
 
 AXES = ["+x", "-x", "+y", "-y", "+z", "-z"]
-SH_DEGREES = ["all", "0", "1", "2", "3", "4"]
-NEAR = 0.2  # of 3D Gaussian splatting, in scene units
-NEAR_SHARE = 0.05  # of the distance to the middle: an object smaller than a hand must not be cut away
 
 
 def azimuth_start_input(advanced: bool) -> io.Input:
@@ -134,34 +126,36 @@ def orbit_cameras(
 
 def orientation_of(splats: GaussianSplats, up: str, front: str) -> Orientation:
     """The orientation that the two widgets choose; auto is what the file states, else the default."""
-    stated = Orientation.from_comment(splats.comment) or Orientation()
-    return Orientation(stated.up if up == "auto" else up, stated.front if front == "auto" else front)
+    return (Orientation.from_comment(splats.comment) or Orientation()).with_axes(up, front)
 
 
-def rgb_of(color: str) -> tuple[float, float, float]:
-    """A color widget's "#rrggbb" in [0,1]. ValueError for anything else."""
-    if not re.fullmatch("#[0-9a-fA-F]{6}", color):
-        raise ValueError(f"background is {color!r}: write a color as #rrggbb")
-    red, green, blue = bytes.fromhex(color[1:])
-    return red / 255, green / 255, blue / 255
+class Placed(NamedTuple):
+    """Cameras of a node's inputs around the asset's origin, and the same cameras in the splat's frame.
+
+    Cameras that stand in the splat's frame from the start are both. middle: (3,) what they look at, in that frame.
+    """
+
+    around: Cameras
+    in_frame: Cameras
+    middle: Tensor
 
 
 def place_cameras(
     splats: GaussianSplats, given: Cameras | Mapping | None, up: str, front: str, center: str, orbit: dict[str, Any]
-) -> tuple[Cameras, Cameras]:
-    """The cameras of a node's inputs around the asset's origin, and the same cameras in the splat's frame.
+) -> Placed:
+    """The cameras of a node's inputs.
 
     given: what the cameras socket brought, None for the orbit widgets. A camera_info of the host is seen as in its
-    viewer: in the usual 3DGS frame and around the file's origin, unless a widget says otherwise.
+    viewer: in the usual 3DGS frame and around the file's origin, unless a widget says otherwise. Cameras in the splat's
+    frame, as files of cameras hold them, are taken as they stand.
     """
+    sphere = core.fit_sphere(splats)
+    if isinstance(given, Cameras) and given.frame == "splat":
+        return Placed(given, given, sphere.center)
     from_viewer = isinstance(given, Mapping)
     if center == "auto":
         center = "origin" if from_viewer else "object"
-    if from_viewer:
-        up, front = (
-            default if axis == "auto" else axis for axis, default in ((up, Orientation.up), (front, Orientation.front))
-        )
-    sphere = core.fit_sphere(splats)
+    stands = Orientation().with_axes(up, front) if from_viewer else orientation_of(splats, up, front)
     middle = sphere.center if center == "object" else torch.zeros(3)
     if given is None:
         cams = orbit_cameras(sphere.radius + float((sphere.center - middle).norm()), **orbit)
@@ -169,27 +163,7 @@ def place_cameras(
         cams = core.conversions.from_camera_info(given, orbit["width"], orbit["height"])
     else:
         cams = given
-    return cams, orientation_of(splats, up, front).into_splat_frame(cams, middle)
-
-
-def near_plane(cams: Cameras) -> float:
-    """Where views begin: at the usual distance, but well before the object that the cameras circle."""
-    return max(1e-4, min(NEAR, NEAR_SHARE * float(cams.centers.norm(dim=-1).min())))
-
-
-def backgrounds_of(color: str, picture: Tensor | None, cams: Cameras) -> list[Tensor]:
-    """One background for each camera: a color (3,), or a picture (H,W,3) brought to the size of the views.
-
-    ValueError when there are several pictures, but not one for each camera.
-    """
-    if picture is None:
-        return [torch.tensor(rgb_of(color))] * len(cams)
-    if len(picture) not in (1, len(cams)):
-        raise ValueError(
-            f"background_image holds {len(picture)} pictures for {len(cams)} views: "
-            "connect one picture, or one for each view"
-        )
-    return list(host.resize_images(picture[..., :3], cams.width, cams.height).expand(len(cams), -1, -1, -1))
+    return Placed(cams, stands.into_splat_frame(cams, middle), middle)
 
 
 class OrbitCameras(io.ComfyNode):
@@ -228,100 +202,156 @@ class OrbitCameras(io.ComfyNode):
         return io.NodeOutput(cams, core.conversions.to_camera_info(cams[0])[0])
 
 
-class RenderOrbitViews(io.ComfyNode):
+class CamerasToCameraInfo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="Invert3DRenderOrbitViews",
-            display_name="Render Orbit Views",
+            node_id="Invert3DCamerasToCameraInfo",
+            display_name="Cameras to camera_info",
             category="Invert3D/cameras",
-            description="Pictures of a Gaussian splat from all around, with masks and depth.",
-            search_aliases=["render splat", "gaussian splatting views", "turntable"],
+            description="Turns cameras into the camera_info of ComfyUI's own 3D nodes, one of them and all as a list.",
+            search_aliases=["camera info", "load3d camera", "export cameras"],
             inputs=[
-                io.Splat.Input("splat"),
-                io.MultiType.Input(
-                    "cameras",
-                    types=[CamerasSocket, io.Load3DCamera],
-                    optional=True,
-                    tooltip="Cameras to use instead of the orbit below: Orbit Cameras, or ComfyUI's camera_info.",
-                ),
-                io.Image.Input(
-                    "background_image",
-                    optional=True,
-                    tooltip="A picture behind the object, scaled to the views: one for all, or one for each view.",
-                ),
-                *orbit_inputs(advanced=True),
-                *orientation_inputs(),
-                io.Color.Input("background", default="#ffffff", tooltip="The color behind the object."),
-                io.Combo.Input(
-                    "sh_degree",
-                    options=SH_DEGREES,
-                    default="all",
-                    tooltip="How much of the view-dependent color is drawn; 0 is the base color alone.",
-                    advanced=True,
+                CamerasSocket.Input("cameras"),
+                io.Int.Input(
+                    "index",
+                    default=0,
+                    min=-100_000,
+                    max=100_000,
+                    tooltip="Which camera the first output is: 0 is the first, -1 the last.",
                 ),
                 io.Combo.Input(
-                    "backend",
-                    options=["auto", "torch", "gsplat"],
-                    default="auto",
-                    tooltip="The rasterizer. auto takes gsplat where it works, else the built-in one.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "center",
-                    options=["auto", "object", "origin"],
-                    default="auto",
-                    tooltip="What the cameras circle: the middle of the object, or the origin of its file. "
-                    "auto: the file's origin for a camera_info, else the object.",
+                    "fov_of",
+                    options=["height", "smaller side"],
+                    default="height",
+                    tooltip="What the field of view is measured along: ComfyUI documents the height, but its Render "
+                    "Splat takes the smaller side; they differ for pictures higher than wide.",
                     advanced=True,
                 ),
             ],
             outputs=[
-                io.Image.Output("images", display_name="images"),
-                io.Mask.Output("masks", display_name="masks", tooltip="1 on the object."),
-                Depth.Output("depth", display_name="depth", tooltip="Distance along the view axis in scene units."),
-                CamerasSocket.Output("views", display_name="cameras"),
+                io.Load3DCamera.Output("camera_info", display_name="camera_info", tooltip="The camera of the index."),
+                io.Load3DCamera.Output(
+                    "camera_infos",
+                    display_name="all",
+                    tooltip="Every camera: what is connected here runs once for each.",
+                    is_output_list=True,
+                ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, elevations_deg: str | None = None, background: str | None = None) -> bool | str:
-        try:
-            rgb_of(background or "#ffffff")
-        except ValueError as error:
-            return str(error)
-        return check_elevations(elevations_deg)
+    def execute(cls, cameras: Cameras, index: int, fov_of: str) -> io.NodeOutput:
+        if not -len(cameras) <= index < len(cameras):
+            raise ValueError(f"index is {index}, but there are {len(cameras)} cameras: choose 0 to {len(cameras) - 1}")
+        infos = core.conversions.to_camera_info(cameras, fov_side_of(fov_of))
+        return io.NodeOutput(infos[index], infos)
+
+
+def fov_side_of(widget: str) -> Literal["vertical", "smaller"]:
+    """The core's word for the widget's."""
+    return "vertical" if widget == "height" else "smaller"
+
+
+class CamerasFromCameraInfo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Invert3DCamerasFromCameraInfo",
+            display_name="Cameras from camera_info",
+            category="Invert3D/cameras",
+            description="Turns one camera_info of ComfyUI's 3D nodes, or a list of them, into cameras.",
+            search_aliases=["camera info", "load3d camera", "camera list"],
+            is_input_list=True,
+            inputs=[
+                io.Load3DCamera.Input(
+                    "camera_info",
+                    tooltip="From ComfyUI's viewers and Create Camera Info; a list gives all its cameras.",
+                ),
+                io.Int.Input("width", default=512, min=16, max=8192, step=8, tooltip="Picture width in pixels."),
+                io.Int.Input("height", default=512, min=16, max=8192, step=8, tooltip="Picture height in pixels."),
+                io.Combo.Input(
+                    "frame",
+                    options=["viewer", "object"],
+                    default="viewer",
+                    tooltip="viewer: the views are what ComfyUI's viewer shows of the splat. object: the cameras stand "
+                    "around the middle of whatever they are shown, as those of Orbit Cameras do.",
+                ),
+                io.Combo.Input(
+                    "fov_of",
+                    options=["height", "smaller side"],
+                    default="height",
+                    tooltip="What the field of view is measured along, in pictures higher than wide.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[CamerasSocket.Output("cameras", display_name="cameras")],
+        )
 
     @classmethod
     def execute(
-        cls,
-        splat: Types.SPLAT,
-        up: str,
-        front: str,
-        background: str,
-        sh_degree: str,
-        backend: Literal["auto", "torch", "gsplat"],
-        center: str,
-        cameras: Cameras | dict | None = None,
-        background_image: Tensor | None = None,
-        **orbit,
+        cls, camera_info: list[dict], width: list[int], height: list[int], frame: list[str], fov_of: list[str]
     ) -> io.NodeOutput:
-        items = host.splat_from_host(splat)
-        placed = [place_cameras(item, cameras, up, front, center, orbit) for item in items]
-        behind = backgrounds_of(background, background_image, placed[0][0])
-        degree = MAX_DEGREE if sh_degree == "all" else int(sh_degree)
-        progress, total = host.HostProgress(), len(items) * len(behind)
-        colors, alphas, depths = [], [], []
-        for item, (around, in_frame) in zip(items, placed, strict=True):
-            item, near = item.to(host.torch_device()), near_plane(around)
-            for view, color in zip(in_frame, behind, strict=True):
-                drawn = rendering.rasterize(item, view, color, min(degree, item.degree), near, backend)
-                colors.append(host.image_to_host(drawn.color.clamp(0, 1)))
-                alphas.append(host.image_to_host(drawn.alpha))
-                depths.append(host.to_host(drawn.depth))
-                progress(len(colors), total, preview=partial(torch.select, colors[-1], 0, 0))
-        views = core.concatenate([around for around, _ in placed])
-        return io.NodeOutput(torch.cat(colors), torch.cat(alphas), torch.cat(depths), views)
+        if None in camera_info:
+            raise ValueError(
+                "a camera_info is empty: a viewer gives one only after the page has shown it; open it there, or use "
+                "Create Camera Info"
+            )
+        cams = core.conversions.from_camera_info(camera_info, width[0], height[0], fov_side_of(fov_of[0]))
+        return io.NodeOutput(Orientation().into_splat_frame(cams) if frame[0] == "viewer" else cams)
 
 
-NODES = [OrbitCameras, RenderOrbitViews]
+class JoinCameras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Invert3DJoinCameras",
+            display_name="Join Cameras",
+            category="Invert3D/cameras",
+            description="Puts the cameras of the second input behind those of the first.",
+            search_aliases=["concatenate cameras", "camera batch", "append cameras"],
+            inputs=[
+                CamerasSocket.Input("first", tooltip="Their picture size holds for all."),
+                CamerasSocket.Input("second"),
+            ],
+            outputs=[CamerasSocket.Output("cameras", display_name="cameras")],
+        )
+
+    @classmethod
+    def execute(cls, first: Cameras, second: Cameras) -> io.NodeOutput:
+        return io.NodeOutput(core.concatenate([first, second.resized(first.width, first.height)]))
+
+
+class SelectCameras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Invert3DSelectCameras",
+            display_name="Select Cameras",
+            category="Invert3D/cameras",
+            description="Keeps some of the cameras: a range, and of it every so many.",
+            search_aliases=["camera subset", "slice cameras", "every nth camera"],
+            inputs=[
+                CamerasSocket.Input("cameras"),
+                io.Int.Input(
+                    "start",
+                    default=0,
+                    min=-100_000,
+                    max=100_000,
+                    tooltip="The first camera to keep: 0 is the first, -1 the last.",
+                ),
+                io.Int.Input("count", default=0, min=0, max=100_000, tooltip="How many to keep at most; 0 keeps all."),
+                io.Int.Input("every", default=1, min=1, max=100_000, tooltip="Keep every so many: 2 is every other."),
+            ],
+            outputs=[CamerasSocket.Output("cameras", display_name="cameras")],
+        )
+
+    @classmethod
+    def execute(cls, cameras: Cameras, start: int, count: int, every: int) -> io.NodeOutput:
+        chosen = range(len(cameras))[start:][::every][: count or None]
+        if not chosen:
+            raise ValueError(f"start is {start}, but there are {len(cameras)} cameras: choose one of them to start at")
+        return io.NodeOutput(cameras[list(chosen)])
+
+
+NODES = [OrbitCameras, JoinCameras, SelectCameras, CamerasToCameraInfo, CamerasFromCameraInfo]

@@ -24,6 +24,7 @@ import comfy.utils
 import folder_paths
 import numpy as np
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import Types
 from comfy_execution.utils import get_executing_context
 from PIL import Image
@@ -266,6 +267,11 @@ def torch_device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
+def make_room(memory: int) -> None:
+    """Let the host take models off its device until so many bytes are free there, for work that needs no model."""
+    comfy.model_management.free_memory(memory, torch_device())
+
+
 class HostProgress:
     """The core's progress protocol on the host's progress bar: bar, preview, metrics as text, and cancel at every step.
 
@@ -387,6 +393,49 @@ def find_file(name: str) -> Path | None:
         return None
     path = Path(folder_paths.get_annotated_filepath(name))
     return path if path.is_file() else None
+
+
+def check_output_prefix(prefix: str) -> None:
+    """ValueError for a file name prefix that is empty, no path, or leads out of the output folder."""
+    folder = os.path.realpath(folder_paths.get_output_directory())
+    name = os.path.basename(os.path.normpath(prefix))
+    if not prefix.strip() or "\0" in prefix or name in ("", ".", ".."):
+        raise ValueError(f"filename_prefix is {prefix!r}: write a name, or folders and a name such as 3d/splat")
+    if not Path(os.path.realpath(os.path.join(folder, os.path.normpath(prefix)))).is_relative_to(folder):
+        raise ValueError(
+            f"filename_prefix is {prefix!r}, which leads out of ComfyUI's output folder: write a name, or folders and "
+            "a name such as 3d/splat"
+        )
+
+
+def new_output_file(prefix: str, ending: str) -> Path:
+    """Where the next file of a prefix goes, by the host's own rules: folders, %year% and the like, a counter.
+
+    The folder is made. ValueError as `check_output_prefix`.
+    """
+    check_output_prefix(prefix)
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return Path(folder) / f"{name}_{counter:05}_{ending}"
+
+
+def within_output(path: Path) -> str:
+    """The path of a file in the output folder as the page names it."""
+    return os.path.relpath(path, folder_paths.get_output_directory()).replace(os.sep, "/")
+
+
+def saved_in_output(path: Path) -> dict[str, str]:
+    """A file in the output folder as an entry of a node's UI result."""
+    folder, _, name = within_output(path).rpartition("/")
+    return {"filename": name, "subfolder": folder, "type": "output"}
+
+
+def metadata_to_save(hidden: Any) -> dict[str, Any]:
+    """The prompt and the workflow that run, for a node with these hidden inputs; nothing with --disable-metadata."""
+    if args.disable_metadata:
+        return {}
+    values = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    plain = {name: value for name, value in values.items() if name.isidentifier() and name.isascii()}
+    return {name: value for name, value in plain.items() if isinstance(value, (dict, list))}
 
 
 def file_fingerprint(name: str) -> str:

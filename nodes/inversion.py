@@ -40,8 +40,7 @@ def views_of(
         return SplatViews(items[0].to(host.torch_device()), orientation_of(items[0], up, front))
     if images is None or cameras is None:
         raise ValueError(
-            "nothing to learn from: connect a splat, or images with their cameras (and masks), both from "
-            "Render Orbit Views"
+            "nothing to learn from: connect a splat, or images with their cameras (and masks), both from Render Views"
         )
     return ViewSet(images[..., :3].float(), cameras, None if masks is None else masks.float())
 

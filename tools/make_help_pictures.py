@@ -25,6 +25,7 @@ from invert3d_core.cameras import Cameras, Orientation
 from invert3d_core.cli.pictures import SheetRow, save_sheet
 from invert3d_core.inversion.views import model_orbit
 from invert3d_core.toy import samples
+from tools import camera_pictures, editing_pictures, splat_pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "web" / "docs" / "pictures"
@@ -184,6 +185,9 @@ PICTURES: dict[str, Callable[[Studio, Path], None]] = {
     "Invert3DSaveInversionToken": save_token,
     "Invert3DLoadInversionToken": load_token,
     "Invert3DTokenApply": apply_token,
+    **editing_pictures.PICTURES,
+    **camera_pictures.PICTURES,
+    **splat_pictures.PICTURES,
 }
 
 

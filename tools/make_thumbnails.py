@@ -8,6 +8,7 @@ quickstart trains a token: minutes), and writes ``workflows/<name>.jpg``. Needs 
 
 import argparse
 import io
+import math
 import sys
 from pathlib import Path
 
@@ -21,24 +22,44 @@ from tests.host.server import PACK
 
 SIDE = 768  # the page draws thumbnails square and scales them down
 RUN_SECONDS = 1800
-# Titles of the nodes whose views make the picture, a row each; one alone fills a square of 2 × 2.
-ROWS = {"invert3d_quickstart": ["The splat", "The token", "The edited token"], "text_to_views": ["Views"]}
+# Titles of the nodes whose views make the picture, a row each; one alone fills a square. A film shows some frames.
+ROWS = {
+    "invert3d_quickstart": ["The splat", "The token", "The edited token"],
+    "text_to_views": ["Views"],
+    "splat_convert_and_clean": ["Before", "After"],
+    "splat_scene": ["The scene"],
+    "views_to_splat": ["The robot", "The splat that was fitted"],
+    "turntable_video": ["Create Video"],
+    "camera_flight": ["Create Video"],
+}
+FRAMES = 9  # of a film
 
 
 def views_of(client: Client, prompt: dict, titles: list[str]) -> list[list[Image.Image]]:
-    """The views that the nodes with these titles show once the prompt has run."""
-    run = client.succeed(prompt, timeout=RUN_SECONDS)
+    """The views that the nodes with these titles show, or make a film of, once the prompt has run."""
     ids = [next(key for key, node in prompt.items() if node["_meta"]["title"] == title) for title in titles]
-    return [
-        [Image.open(io.BytesIO(client.file(saved))).convert("RGB") for saved in run.outputs[node_id]["images"]]
-        for node_id in ids
-    ]
+    shown = dict(zip(ids, ids, strict=True))
+    for film in (node_id for node_id in ids if prompt[node_id]["class_type"] == "CreateVideo"):
+        shown[film] = f"{film} frames"
+        prompt[shown[film]] = client.node("PreviewImage", images=prompt[film]["inputs"]["images"])
+    run = client.succeed(prompt, timeout=RUN_SECONDS)
+    rows = []
+    for node_id in ids:
+        saved = run.outputs[shown[node_id]]["images"]
+        if shown[node_id] != node_id:
+            saved = [saved[i * len(saved) // FRAMES] for i in range(FRAMES)]
+        rows.append([Image.open(io.BytesIO(client.file(file))).convert("RGB") for file in saved])
+    return rows
 
 
 def compose(rows: list[list[Image.Image]]) -> Image.Image:
-    """A white square with the views in their rows; a single row of four is broken into two."""
+    """A white square with the views in their rows; a single row is broken into a square, two are shown by half."""
     if len(rows) == 1:
-        rows = [rows[0][:2], rows[0][2:4]]
+        (views,) = rows
+        side = math.isqrt(len(views))
+        rows = [views[i : i + side] for i in range(0, side * side, side)]
+    elif len(rows) == 2:
+        rows = [row[:2] for row in rows]
     cell = SIDE // max(len(rows), *(len(row) for row in rows))
     picture = Image.new("RGB", (SIDE, SIDE), "white")
     top = (SIDE - cell * len(rows)) // 2

@@ -88,7 +88,8 @@ def test_page_shows_every_node_in_chinese(chinese_page: ComfyPage) -> None:
                 const node = LiteGraph.createNode(id)
                 app.graph.add(node)
                 const names = slots => slots.map(slot => slot.localized_name)
-                const labels = node.widgets.filter(widget => widget.label).map(widget => [widget.name, widget.label])
+                const labelled = (node.widgets ?? []).filter(widget => widget.label)
+                const labels = labelled.map(widget => [widget.name, widget.label])
                 const sockets = node.inputs.map(slot => [slot.name, slot.localized_name])
                 return [id, {title: node.title, outputs: names(node.outputs), inputs: {
                     ...Object.fromEntries(sockets), ...Object.fromEntries(labels)}}]
@@ -116,7 +117,7 @@ def test_chinese_names_are_drawn_in_nodes_2(chinese_page: ComfyPage) -> None:
             app.canvas.ds.offset = [0, 0]
         }"""
     )
-    node = page.locator(".lg-node", has_text="渲染环绕视图")
+    node = page.locator(".lg-node", has_text="渲染视图")
     node.wait_for(timeout=20_000)
     for text in ("仰角（度）", "背景色", "遮罩", "深度"):
         assert node.get_by_text(text, exact=True).count() > 0, text

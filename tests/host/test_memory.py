@@ -81,6 +81,18 @@ def small(host: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         server.stop()
 
 
+def test_a_fit_makes_room_first(small: Client) -> None:
+    """It has no model that the host would make room for."""
+    before = memory(small, sampling(small))
+    assert any(entry["class"] == "MVDreamNetwork" for entry in before["loaded"])
+    fit = small.node(
+        "Invert3DSplatFromViews", images=["sample", 0], cameras=["sample", 1], steps=1, max_splats=GPU_BYTES >> 11
+    )
+    prompt = {name: node for name, node in sampling(small).items() if name in ("model", "sample")}
+    prompt |= {"fit": fit, "memory": small.node("Invert3DProbeMemory", after=["fit", 0])}
+    assert memory(small, prompt)["used"] == 0
+
+
 def test_a_graph_with_sd15_and_ours_on_a_small_gpu(small: Client) -> None:
     """Each pushes the other out to work, and draws the same as before when it comes back."""
 

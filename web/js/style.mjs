@@ -1,4 +1,4 @@
-// The look of both, in the colors of the page's theme.
+// The look of all of them, in the colors of the page's theme.
 
 const STYLE = `
 .invert3d {
@@ -54,6 +54,9 @@ const STYLE = `
   background: color-mix(in srgb, var(--i3-text) 12%, var(--i3-surface)); }
 .invert3d button:hover:enabled { background: color-mix(in srgb, var(--i3-text) 20%, var(--i3-surface)); }
 .invert3d button:disabled { opacity: .5; cursor: default; }
+
+.invert3d.note { padding: 6px 10px; user-select: text; overflow: auto; line-height: 16px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 
 .invert3d.picker { flex-direction: row; align-items: stretch; gap: 12px; }
 .invert3d-globe { flex: 1 1 50%; min-width: 0; border-radius: 6px; cursor: grab; touch-action: none; }

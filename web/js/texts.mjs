@@ -1,4 +1,4 @@
-// The words of the panel and the picker, and the language that the page is set to.
+// The words of the panel, the picker and the upload button, and the language that the page is set to.
 
 const TEXTS = {
   en: {
@@ -31,6 +31,9 @@ const TEXTS = {
     globeHint: "Drag to turn the views. Arrow keys work too; with Shift in steps of 15°.",
     radiusHint: "Distance of the cameras; fully left fits the object into the picture.",
     linked: "set by the cameras input",
+    upload: "choose a file to upload",
+    uploading: "uploading …",
+    uploadFailed: "upload failed: {reason}",
   },
   zh: {
     preparing: "正在准备视图",
@@ -62,6 +65,9 @@ const TEXTS = {
     globeHint: "拖动以旋转视图，也可使用方向键；按住 Shift 时每次 15°。",
     radiusHint: "相机的距离；最左端使物体充满画面。",
     linked: "由 cameras 输入决定",
+    upload: "选择要上传的文件",
+    uploading: "正在上传……",
+    uploadFailed: "上传失败：{reason}",
   },
 }
 
