@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from invert3d_core.splats.gaussians import rotation_matrices
+from invert3d_core.rotations import rotation_matrices
 from invert3d_core.toy.primitives import (
     BALL,
     BOX,
