@@ -8,13 +8,14 @@ VENV ?= .venv
 HOST_VENV ?= .venv-host
 HOST_BASE ?= .host
 HOST_ARGS ?=
+FUZZ_ARGS ?=
 BENCH ?= $(sort $(wildcard benchmarks/*.py))
 
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCATE := tests/host/locate.py
 
-.PHONY: help demo test test-hosts lint bench host host-python clean
+.PHONY: help demo test test-hosts lint bench fuzz host host-python clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +48,9 @@ lint: $(VENV)/installed-test  ## ruff and pyright
 
 bench: $(VENV)/installed-test  ## every benchmark, or BENCH="benchmarks/one.py"
 	@set -e; for script in $(BENCH); do echo "== $$script"; $(BIN)/python $$script; done
+
+fuzz: $(VENV)/installed-test  ## 200,000 damaged files of each format; goes on where it stopped (FUZZ_ARGS="--formats ply --seconds 600")
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 # The interpreter of the host stays apart from .venv: there invert3d_core is installed, and in a host it must never be.
 host-python:  ## an interpreter for the ComfyUI found here: one that exists, else a new .venv-host (minutes)
