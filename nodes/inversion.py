@@ -101,8 +101,9 @@ class TrainInversionToken(io.ComfyNode):
                 io.String.Input(
                     "initial_words",
                     default="",
-                    tooltip="Words for the object from which the token starts, such as: chair. Empty takes the "
-                    "preset's, which fit everything.",
+                    tooltip="Words that describe the object, from which the token starts, such as: red mug with blue "
+                    "handle. What they name, prompts can change better: a green <token>. Empty takes the preset's, "
+                    "which fit everything.",
                 ),
                 io.Combo.Input(
                     "preset",

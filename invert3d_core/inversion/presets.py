@@ -67,7 +67,7 @@ class InversionConfig:
     max_timestep: int = 999
     foreground_weight: float = 3.0
     snr_gamma: float | None = 5.0
-    steps: int = 700
+    steps: int = 650
     sets_per_step: int = 1
     learning_rate: float = 0.05
     learning_rate_unit: Literal["absolute", "vocabulary"] = "vocabulary"

@@ -9,7 +9,8 @@ QUICKSTART: Graph = {
         "## A splat becomes a word\n\n"
         "Press **Run**. The built-in toy model learns a *token* from the splat, two minutes on an ordinary processor, "
         "and draws it from all around, as it is and in red.\n\n"
-        "- **Your own splat**: choose it in *Load Gaussian Splat* (ComfyUI's `input` folder). The toy knows a small "
+        "- **Your own splat**: choose it in *Load Gaussian Splat* (ComfyUI's `input` folder), and describe it in "
+        "**initial_words**: what they name, prompts can change. The toy knows a small "
         "world of simple things; a real MVDream checkpoint in `models/mvdream` does the real thing.\n"
         "- **Your own words**: write prompts with `<my_object>`.\n"
         "- **Cancel** whenever you like: *Run* goes on where the training was, and a finished one is never done "
@@ -30,7 +31,7 @@ QUICKSTART: Graph = {
     "train": Node(
         "Invert3DTrainInversionToken",
         (800, 740),
-        {"name": "my_object"},
+        {"name": "my_object", "initial_words": "black robot with orange head and cyan limbs"},
         {"mvdream": ("model", "mvdream"), "splat": ("splat", "splat")},
         size=(340, 520),
     ),
