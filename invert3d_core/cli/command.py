@@ -185,3 +185,28 @@ def peak_memory_mb() -> float | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+
+
+def as_text(values: Mapping[str, Any], indent: str = "") -> str:
+    """Names and values, a line each; a mapping inside is indented below its name."""
+    width = max(len(name) for name in values)
+    lines = []
+    for name, value in values.items():
+        words = name.replace("_", " ")
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{words}", as_text(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{words:<{width}}  {_text(value)}")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    return str(value) or "none"

@@ -1,7 +1,6 @@
 """`invert3d info`: what a file is, and what is in it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from . import assets
-from .command import Command, InputError
+from .command import Command, InputError, as_text
 from .convert import file_size
 
 
@@ -44,31 +43,6 @@ def describe(file: Path) -> dict[str, Any]:
     if file.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
         return _describe_token_or_model(file)
     return _describe_splat(file)
-
-
-def as_text(values: Mapping[str, Any], indent: str = "") -> str:
-    """Names and values, a line each; a mapping inside is indented below its name."""
-    width = max(len(name) for name in values)
-    lines = []
-    for name, value in values.items():
-        words = name.replace("_", " ")
-        if isinstance(value, Mapping) and value:
-            lines += [f"{indent}{words}", as_text(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{words:<{width}}  {_text(value)}")
-    return "\n".join(lines)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_text(item) for item in value)
-    return str(value) or "none"
 
 
 def _describe_splat(file: Path) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
-from .command import Bar, Command, stopping_between_steps
-from .info import as_text
+from .command import Bar, Command, as_text, stopping_between_steps
 
 
 @dataclass(kw_only=True)

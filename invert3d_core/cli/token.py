@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
-from .command import Command, InputError, OptionalText, Switch
-from .info import as_text
+from .command import Command, InputError, OptionalText, Switch, as_text
 
 FormatName = Literal["auto", "invert3d", "diffusers", "diffusers-bin", "a1111", "release"]
 EncoderName = Literal["auto", "clip_l", "clip_h"]
