@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +98,11 @@ def test_template_browser_shows_every_workflow_with_its_picture(comfy_page: Comf
         card.wait_for(timeout=30_000)
         if file.with_suffix(".jpg").exists():
             picture = card.locator("img").first
-            picture.wait_for(timeout=30_000)
+            until = time.monotonic() + 30
+            while not picture.is_visible():  # it loads when its card comes into view, and cards still move
+                assert time.monotonic() < until, f"{file.stem} shows no picture"
+                card.evaluate("card => card.scrollIntoView({block: 'center'})")
+                comfy_page.page.wait_for_timeout(300)
             assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") >= 512
     comfy_page.open()
 
