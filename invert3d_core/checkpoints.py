@@ -1,20 +1,31 @@
 """States of long jobs on disk: written whole or not at all, and refused where they do not belong to the job."""
 
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from .errors import TrainingError
 from .files import remove_abandoned, write_atomically
 
 logger = logging.getLogger("invert3d")
+
+
+def digest(tensors: Iterable[Tensor], label: str = "") -> str:
+    """SHA-256 of a label and of every tensor's dtype, shape and values: what a state belongs to."""
+    found = hashlib.sha256(label.encode())
+    for tensor in tensors:
+        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def orbit_cameras(
 
 def orientation_of(splats: GaussianSplats, up: str, front: str) -> Orientation:
     """The orientation that the two widgets choose; auto is what the file states, else the default."""
-    return (Orientation.from_comment(splats.comment) or Orientation()).with_axes(up, front)
+    return Orientation.stated_or_usual(splats.comment).with_axes(up, front)
 
 
 class Placed(NamedTuple):

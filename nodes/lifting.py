@@ -203,7 +203,7 @@ def settings(
     if max_splats:
         changes["max_splats"] = max_splats
     if steps:
-        changes |= {"steps": steps}
+        changes["steps"] = steps
     if sh_degree >= 0:
         changes["sh_degree"] = sh_degree
     if density != "preset":

@@ -183,19 +183,17 @@ class RenderOrbitViews(io.ComfyNode):
         degree = MAX_DEGREE if sh_degree == "all" else int(sh_degree)
         progress, results, done = host.HostProgress(), Results(total), 0
         for item, place in zip(items, placed, strict=True):
-            item = item.to(host.torch_device())
-            for view, color in zip(place.in_frame, behind, strict=True):
-                near = core.near_plane(view, place.middle)
-                drawn = rendering.rasterize(
-                    item,
-                    view,
-                    color,
-                    min(degree, item.degree),
-                    near,
-                    backend,
-                    normals=draw_normals,
-                    antialiased=antialiased,
-                )
+            views = rendering.rasterize_each(
+                item.to(host.torch_device()),
+                place.in_frame,
+                behind.__getitem__,
+                min(degree, item.degree),
+                [core.near_plane(view, place.middle) for view in place.in_frame],
+                backend,
+                normals=draw_normals,
+                antialiased=antialiased,
+            )
+            for drawn in views:
                 picture = host.image_to_host(drawn.color.clamp(0, 1))
                 results.put("color", done, picture)
                 results.put("alpha", done, host.image_to_host(drawn.alpha))
@@ -207,8 +205,8 @@ class RenderOrbitViews(io.ComfyNode):
                 progress(done, total, preview=partial(torch.select, picture, 0, 0))
         pictures = results.tensors
         normals = pictures.get("normals", torch.zeros_like(pictures["color"][:1, :1, :1]).expand_as(pictures["color"]))
-        views = core.concatenate([place.around for place in placed])
-        return io.NodeOutput(pictures["color"], pictures["alpha"], pictures["depth"], views, normals)
+        around = core.concatenate([place.around for place in placed])
+        return io.NodeOutput(pictures["color"], pictures["alpha"], pictures["depth"], around, normals)
 
 
 NODES = [RenderOrbitViews]

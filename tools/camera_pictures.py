@@ -25,7 +25,7 @@ class Stage:
     def __init__(self) -> None:
         self.splat = splats.load(samples.path(SAMPLE))
         self.sphere = cameras.fit_sphere(self.splat)
-        self.stands = Orientation.from_comment(self.splat.comment) or Orientation()
+        self.stands = Orientation.stated_or_usual(self.splat.comment)
         self.radius = cameras.fit_radius(self.sphere.radius, FOV, SIDE, SIDE)
 
     def ring(self, count: int, elevation_deg: float = 20.0) -> Cameras:

@@ -26,7 +26,7 @@ class Table:
         self.splat = splats.load(samples.path(SAMPLE))
         self.sphere = cameras.fit_sphere(self.splat)
         self.middle, self.radius = self.sphere.center, self.sphere.radius
-        stands = Orientation.from_comment(self.splat.comment) or Orientation()
+        stands = Orientation.stated_or_usual(self.splat.comment)
         distance = wider * cameras.fit_radius(self.radius, 40, SIDE, SIDE)
         self.camera = stands.into_splat_frame(cameras.orbit(25, 15, distance, 40, SIDE, SIDE), self.middle)
 

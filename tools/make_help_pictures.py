@@ -83,7 +83,7 @@ def views(name: str, azimuths_deg: Sequence[float]) -> rendering.Rendering:
     sphere = cameras.fit_sphere(splat)
     distance = cameras.fit_radius(sphere.radius, 40, 256, 256)
     around = cameras.orbit(azimuths_deg, ELEVATION_DEG, distance, fov_y_deg=40, width=256, height=256)
-    orientation = Orientation.from_comment(splat.comment) or Orientation()
+    orientation = Orientation.stated_or_usual(splat.comment)
     return rendering.rasterize(splat, orientation.into_splat_frame(around, sphere.center))
 
 

@@ -229,6 +229,11 @@ class Orientation:
         except CameraError:
             return None
 
+    @classmethod
+    def stated_or_usual(cls, comment: str | None) -> "Orientation":
+        """What a file's comment states (`from_comment`), else the usual orientation of trained splats."""
+        return cls.from_comment(comment) or cls()
+
     def stated_in(self, comment: str) -> str:
         """The comment with a last line that states this orientation, in place of what it stated."""
         lines = (_STATEMENT.sub("", line).strip(" ,;") for line in comment.split("\n"))

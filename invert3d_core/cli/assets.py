@@ -52,4 +52,4 @@ def orientation(splat: "GaussianSplats", up: Axis = "auto", front: Axis = "auto"
     """How a splat stands: what was asked for, else what its file states, else the default of `Orientation`."""
     from ..cameras import Orientation
 
-    return (Orientation.from_comment(splat.comment) or Orientation()).with_axes(up, front)
+    return Orientation.stated_or_usual(splat.comment).with_axes(up, front)

@@ -270,20 +270,18 @@ class Render(Command):
         import torch
 
         from ..cameras import near_plane
-        from ..rendering import rasterize
+        from ..rendering import rasterize_each
 
-        for view, color in zip(cams, colors, strict=True):
-            behind = torch.zeros(3) if self.alpha else color
-            yield rasterize(
-                splat,
-                view,
-                behind,
-                self.sh_degree,
-                near_plane(view, sphere.center),
-                self.backend,
-                normals=self.normals,
-                antialiased=self.antialiased,
-            )
+        return rasterize_each(
+            splat,
+            cams,
+            torch.zeros(3) if self.alpha else colors.__getitem__,
+            self.sh_degree,
+            [near_plane(view, sphere.center) for view in cams],
+            self.backend,
+            normals=self.normals,
+            antialiased=self.antialiased,
+        )
 
     def _write(self, folder: Path, name: str, view: "Rendering", unit: float) -> dict[str, str]:
         """Write what was asked for of a view; the names of the files."""

@@ -1,6 +1,5 @@
 """What a token is learned from: a splat to render, pictures with cameras, or a bank of latents already encoded."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import Cameras, Orientation, conversions, fit_radius, fit_sphere, orbit
+from ..checkpoints import digest
 from ..errors import TrainingError
 from ..mvdream import ModelInfo, MVDream
 from ..rendering import rasterize
@@ -40,7 +40,7 @@ class SplatViews:
     @property
     def stands(self) -> Orientation:
         """The orientation, whoever said it."""
-        return self.orientation or Orientation.from_comment(self.splat.comment) or Orientation()
+        return self.orientation or Orientation.stated_or_usual(self.splat.comment)
 
     def render(self, cams: Cameras, center: Tensor, background: float) -> tuple[Tensor, Tensor]:
         """Pictures (C,H,W,3) and masks (C,H,W) from cameras around the asset's origin.
@@ -119,11 +119,7 @@ def fingerprint(views: Views) -> str:
     else:
         parts = [views.mean, views.std, views.masks, views.cameras, views.sets]
         label = "bank"
-    digest = hashlib.sha256(label.encode())
-    for part in parts:
-        digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-        digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest(parts, label)
 
 
 def model_orbit(info: ModelInfo, azimuths_deg: Tensor | list[float], elevations_deg: Tensor | float) -> Cameras:

@@ -1,6 +1,5 @@
 """The pictures of a fit: what belongs to the object, and what lies behind it."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..checkpoints import digest
 from ..errors import TrainingError
 from ..metrics.structure import WINDOW
 
@@ -113,15 +113,7 @@ def posed_views(images: Tensor, masks: Tensor | None, cams: Cameras) -> PosedVie
 def fingerprint(images: Tensor, masks: Tensor | None, cams: Cameras) -> dict[str, str]:
     """SHA-256 of each input that a fit sees, and the frame it stands in."""
     parts = {"images": [images], "masks": [] if masks is None else [masks], "cameras": [cams.c2w, cams.fov_y_deg]}
-    return {name: _digest(tensors) for name, tensors in parts.items()} | {"frame": cams.frame}
-
-
-def _digest(tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return {name: digest(tensors) for name, tensors in parts.items()} | {"frame": cams.frame}
 
 
 def _border(images: Tensor) -> Tensor:  # (C,H,W,3) -> (P,3)

@@ -106,7 +106,7 @@ def rasterize_each(
     cams: Cameras,
     background: Background | Callable[[int], Background] = WHITE,
     sh_degree: int | None = None,
-    near: float = 0.2,
+    near: float | Sequence[float] = 0.2,
     backend: Backend = "auto",
     *,
     normals: bool = False,
@@ -115,17 +115,23 @@ def rasterize_each(
     """Draw one camera after the other: `rasterize` of each, C renderings of one picture each, in the cameras' order.
 
     Nothing is kept, so that the memory is that of one picture however many there are. background: as for `rasterize`,
-    or a function that gives the background of the camera with an index, (3,) or (H,W,3), when its turn comes. The rest
-    as for `rasterize`, gradients included.
+    or a function that gives the background of the camera with an index, (3,) or (H,W,3), when its turn comes. near: one
+    for all, or one for each camera. The rest as for `rasterize`, gradients included.
 
     Raises RenderError as `rasterize`: at once, but for what a function gives as a background.
     """
-    plan = _plan(g, cams, sh_degree, near, backend, normals, antialiased)
+    one = isinstance(near, (int, float))
+    nears = [near] * len(cams) if one else near
+    if len(nears) != len(cams):
+        raise RenderError(f"rasterize: near has {len(nears)} distances for {len(cams)} cameras; give one or as many")
+    worst = near if one else min(nears, key=lambda distance: distance > 0, default=1.0)  # NaN is not above 0 either
+    plan = _plan(g, cams, sh_degree, worst, backend, normals, antialiased)
     behind = background if callable(background) else _each(_background(background, cams, g.positions), len(cams))
 
     def draw() -> Iterator[Rendering]:
-        for index, cam in enumerate(cams):
-            yield _draw(g, cam, _background(behind(index), cam, g.positions), plan)
+        for index, (cam, distance) in enumerate(zip(cams, nears, strict=True)):
+            its_plan = plan._replace(frame=plan.frame._replace(near=float(distance)))
+            yield _draw(g, cam, _background(behind(index), cam, g.positions), its_plan)
 
     return draw()
 

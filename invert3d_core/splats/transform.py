@@ -83,7 +83,7 @@ def normalize(
         raise ValueError(f"normalize: radius is {radius}, expected a positive number or None")
     if place not in ("center", "ground", "keep"):
         raise ValueError(f"normalize: place is {place!r}, expected 'center', 'ground' or 'keep'")
-    orientation = orientation or Orientation.from_comment(splats.comment) or Orientation()
+    orientation = orientation or Orientation.stated_or_usual(splats.comment)
     sphere = fit_sphere(splats)
     if radius is not None and not sphere.radius > 0:
         raise ValueError("normalize: the object is a single point, which has no radius to change; keep its size")

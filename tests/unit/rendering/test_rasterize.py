@@ -210,6 +210,17 @@ def test_renderings_one_by_one_take_the_background_when_its_turn_comes():
     assert list(rendering.rasterize_each(G, rig(3)[:0])) == []
 
 
+def test_each_camera_may_have_a_near_plane_of_its_own():
+    cams, nears = rig(3), [0.2, 3.5, 1e3]
+    parts = [part.alpha for part in rendering.rasterize_each(G, cams, near=nears)]
+    for part, cam, near in zip(parts, cams, nears, strict=True):
+        assert torch.equal(part, rendering.rasterize(G, cam, near=near).alpha)
+    assert parts[0].any() and not parts[2].any()
+    for wrong, match in (([0.2, 0.2], "2 distances for 3 cameras"), ([0.2, float("nan"), 0.2], "near is nan")):
+        with pytest.raises(RenderError, match=match):
+            rendering.rasterize_each(G, cams, near=wrong)
+
+
 def test_renderings_one_by_one_have_gradients():
     cams = rig(3, 16, 16)
     leaf = G.opacities.clone().requires_grad_()
