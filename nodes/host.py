@@ -262,6 +262,16 @@ def raise_if_cancelled() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def wait_for_another(text: str, seconds: float) -> None:
+    """While another process on the same folder does the very same: its result will do, unless the user cancels.
+
+    text: what is said of it, once. seconds: waited so far.
+    """
+    if seconds == 0:
+        tell(text)
+    raise_if_cancelled()
+
+
 def torch_device() -> torch.device:
     """The device on which the host computes."""
     return comfy.model_management.get_torch_device()

@@ -1,5 +1,8 @@
 """Learning a token from a splat or from prepared views, kept on disk so that no work is ever done twice."""
 
+from collections.abc import Iterable
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,13 +46,6 @@ def views_of(
             "nothing to learn from: connect a splat, or images with their cameras (and masks), both from Render Views"
         )
     return ViewSet(images[..., :3].float(), cameras, None if masks is None else masks.float())
-
-
-def wait_for_another(seconds: float) -> None:
-    """While another ComfyUI on the same folder trains the very same: its result will do, unless the user cancels."""
-    if seconds == 0:
-        host.tell("Another process is training this token: waiting for its result.")
-    host.raise_if_cancelled()
 
 
 def tell_what_is_kept(name: str, kept: KeptTraining, steps: int, resume: bool) -> None:
@@ -211,8 +207,9 @@ class TrainInversionToken(io.ComfyNode):
                 "choose the dtype float32 in MVDream Loader"
             )
         key = training_key(config, name, views, mvdream.source, str(mvdream.dtype))
+        waiting = partial(host.wait_for_another, "Another process is training this token: waiting for its result.")
         with (
-            TrainingStore(host.runs_folder()).training(name, key, wait_for_another, anew=not resume) as kept,
+            TrainingStore(host.runs_folder()).training(name, key, waiting, anew=not resume) as kept,
             mvdream.ready(SET_SIZE * config.sets_per_step, training=True) as model,
             desk.training(name, config.steps, cls.hidden.extra_pnginfo) as progress,
         ):
@@ -235,7 +232,12 @@ class TrainInversionToken(io.ComfyNode):
 
 
 def _of_presets(setting: str) -> str:
-    return ", ".join(f"{getattr(inversion.preset(name), setting)} in {name}" for name in inversion.PRESETS)
+    return of_presets(inversion, inversion.PRESETS, setting)
+
+
+def of_presets(job: ModuleType, names: Iterable[str], setting: str) -> str:
+    """What each of a job's presets sets, for a tooltip."""
+    return ", ".join(f"{getattr(job.preset(name), setting)} in {name}" for name in names)
 
 
 NODES = [TrainInversionToken]

@@ -1,5 +1,6 @@
 """Gaussian splats from pictures with cameras, kept on disk so that no fit is ever done twice."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from ..invert3d_core.errors import TrainingError
 from ..invert3d_core.inversion.finished import KeptTraining
 from ..invert3d_core.lift3d.finished import FitStore, fit_key
 from . import host
+from .inversion import of_presets
 from .types import Cameras as CamerasSocket
 
 PRESETS = [name for name in lift3d.PRESETS if name != "consistency"]
@@ -20,13 +22,6 @@ DENSITIES = ["preset", "fixed", "adaptive", "mcmc"]
 # Estimates of what a fit takes on the device: all views and what is known of them; values, moments and gradients.
 BYTES_PER_PIXEL = 64
 BYTES_PER_SPLAT = 2 << 10
-
-
-def wait_for_another(seconds: float) -> None:
-    """While another ComfyUI on the same folder fits the very same: its result will do, unless the user cancels."""
-    if seconds == 0:
-        host.tell("Another process is fitting these views: waiting for its result.")
-    host.raise_if_cancelled()
 
 
 def tell_what_is_kept(kept: KeptTraining, resume: bool) -> None:
@@ -178,7 +173,8 @@ class SplatFromViews(io.ComfyNode):
         silhouettes = None if masks is None else masks.to(device, torch.float32)
         key = fit_key(config, pictures, silhouettes, cameras)
         store = FitStore(host.runs_folder().with_name("fits"))
-        with store.training("splat", key, wait_for_another, anew=not resume) as kept:
+        waiting = partial(host.wait_for_another, "Another process is fitting these views: waiting for its result.")
+        with store.training("splat", key, waiting, anew=not resume) as kept:
             tell_what_is_kept(kept, resume)
             result = lift3d.fit_splats(
                 pictures,
@@ -212,7 +208,7 @@ def settings(
 
 
 def _of_presets(setting: str) -> str:
-    return ", ".join(f"{getattr(lift3d.preset(name), setting)} in {name}" for name in PRESETS)
+    return of_presets(lift3d, PRESETS, setting)
 
 
 NODES = [SplatFromViews]
