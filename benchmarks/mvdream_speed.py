@@ -36,7 +36,6 @@ from benchmarks.in_parts import Row, say
 PARTS = ("step1", "step4", "draw", "pictures", "released-step", "released-draw", "eager", "layout", "solver", "float32")
 LONGEST = {"compile": 150.0}  # seconds of a part that may take longer than others
 PROMPT = "a red chair with blue legs"
-BUDGET = {"steps": 800, "validations": 9}  # of the preset `recommended`: what a run has beside its steps
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -439,6 +438,12 @@ class Bench:
         return getattr(self, part.replace("-", "_"))()
 
 
+def recommended() -> Any:
+    from invert3d_core import inversion
+
+    return inversion.preset("recommended")
+
+
 def report(row: Row) -> int:
     """The table of the claims; what the exit code is to be."""
 
@@ -448,9 +453,12 @@ def report(row: Row) -> int:
     step, step4 = value("step1.step_ms"), value("step4.step_ms")
     whole = None
     if step is not None:
-        beside = 1e3 * row["step1.bank_s"] + BUDGET["validations"] * row["step1.validation_ms"]
-        whole = step + beside / BUDGET["steps"]
-        say(f"a step with its share of the bank and the validations of {BUDGET['steps']} steps: {whole:.2f} ms")
+        config = recommended()
+        validations = 1 + config.steps // config.validation_every
+        whole = step + (1e3 * row["step1.bank_s"] + validations * row["step1.validation_ms"]) / config.steps
+        say(
+            f"a step with its share of the bank and the {validations} validations of {config.steps} steps: {whole:.2f} ms"
+        )
     released, drawn, released_draw = value("released-step.step_ms"), value("draw.draw_s"), value("released-draw.draw_s")
     training_ratio = None if whole is None or released is None else released / whole
     drawing_ratio = None if drawn is None or released_draw is None else released_draw / drawn

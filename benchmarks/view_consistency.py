@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the table")
     parser.add_argument("--limit", type=int, default=1, help="only every n-th asset (a trial)")
     parser.add_argument("--samples", type=int, default=2, help="samples of each prompt, and as many controls (1 to 4)")
-    parser.add_argument("--token-steps", type=int, default=700, help="training steps of the tokens; 0 leaves them out")
+    parser.add_argument(
+        "--token-steps", type=int, help="training steps of the tokens (default: the preset's); 0 leaves them out"
+    )
     options = parser.parse_args()
 
     began = time.monotonic()
@@ -66,8 +68,9 @@ def main() -> None:
         "text views, short captions": (short, CAPTION_GUIDANCE),
         "text views, full captions": ([subject.asset.full_caption() for subject in subjects], CAPTION_GUIDANCE),
     }
-    if options.token_steps:
-        config = inversion.preset("recommended", steps=options.token_steps, preview_every=0, checkpoint_every=0)
+    if options.token_steps != 0:
+        changes = {} if options.token_steps is None else {"steps": options.token_steps}
+        config = inversion.preset("recommended", preview_every=0, checkpoint_every=0, **changes)
         tokens = learn(model, subjects, config, batch=len(subjects) if options.device == "cuda" else 1)
         for token in tokens:
             model = model.with_token(token)
