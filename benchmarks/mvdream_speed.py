@@ -456,9 +456,7 @@ def report(row: Row) -> int:
         config = recommended()
         validations = 1 + config.steps // config.validation_every
         whole = step + (1e3 * row["step1.bank_s"] + validations * row["step1.validation_ms"]) / config.steps
-        say(
-            f"a step with its share of the bank and the {validations} validations of {config.steps} steps: {whole:.2f} ms"
-        )
+        say(f"a step with its share of {validations} validations and the bank in {config.steps} steps: {whole:.2f} ms")
     released, drawn, released_draw = value("released-step.step_ms"), value("draw.draw_s"), value("released-draw.draw_s")
     training_ratio = None if whole is None or released is None else released / whole
     drawing_ratio = None if drawn is None or released_draw is None else released_draw / drawn

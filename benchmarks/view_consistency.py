@@ -13,6 +13,7 @@ there is to see: with colors, full captions and tokens it is told, not judged.
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1, help="only every n-th asset (a trial)")
     parser.add_argument("--samples", type=int, default=2, help="samples of each prompt, and as many controls (1 to 4)")
     parser.add_argument(
-        "--token-steps", type=int, help="training steps of the tokens (default: the preset's); 0 leaves them out"
+        "--token-steps", type=int, help="training steps of the tokens, 0 for none (default: the preset's)"
     )
     options = parser.parse_args()
 
@@ -68,10 +69,12 @@ def main() -> None:
         "text views, short captions": (short, CAPTION_GUIDANCE),
         "text views, full captions": ([subject.asset.full_caption() for subject in subjects], CAPTION_GUIDANCE),
     }
-    if options.token_steps != 0:
-        changes = {} if options.token_steps is None else {"steps": options.token_steps}
-        config = inversion.preset("recommended", preview_every=0, checkpoint_every=0, **changes)
-        tokens = learn(model, subjects, config, batch=len(subjects) if options.device == "cuda" else 1)
+    config = inversion.preset("recommended", preview_every=0, checkpoint_every=0)
+    steps = config.steps if options.token_steps is None else options.token_steps
+    if steps:
+        tokens = learn(
+            model, subjects, replace(config, steps=steps), batch=len(subjects) if options.device == "cuda" else 1
+        )
         for token in tokens:
             model = model.with_token(token)
         prompts["token views"] = ([f"a <{token.name}>" for token in tokens], TOKEN_GUIDANCE)
@@ -94,7 +97,7 @@ def main() -> None:
     fit = lift3d.preset("consistency")
     text = (
         f"{len(subjects)} assets, {options.samples} samples of each prompt, {VIEWS} views of {cams.width}²; "
-        f"{fit.splats} splats, {fit.steps} steps; tokens trained for {options.token_steps} steps; "
+        f"{fit.splats} splats, {fit.steps} steps; tokens trained for {steps} steps; "
         f"{options.device}, {time.monotonic() - began:.0f} s.\n\n"
         + table(
             "Cross-view consistency: foreground PSNR of a degree-0 splat fitted to four views, dB",
