@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -245,21 +246,22 @@ def against_gsplat(scenes: tuple[tuple[int, int], ...], rounds: int) -> bool:
         g = g.to("cuda")
         viewmats = cameras.conversions.to_viewmats(view).float().cuda()
         intrinsics = cameras.conversions.to_intrinsics(view).float().cuda()
-        white = torch.ones(1, 3, device="cuda")
+        white = torch.ones(3, device="cuda")
 
-        def direct(g=g, viewmats=viewmats, intrinsics=intrinsics, white=white, size=size) -> None:
-            gsplat.rasterization(
+        def direct(g=g, viewmats=viewmats, intrinsics=intrinsics, white=white, size=size) -> Tensor:
+            # Its own `backgrounds` fails with the packed layout, which is its default.
+            picture, alpha, _ = gsplat.rasterization(
                 *(g.positions, g.rotations, g.scales, g.opacities[:, 0], g.sh, viewmats, intrinsics, size, size),
                 near_plane=0.2,
                 sh_degree=3,
                 render_mode="RGB+ED",
-                backgrounds=white,
             )
+            return picture[..., :3] + (1 - alpha) * white
 
-        def ours(g=g, view=view, white=white[0]) -> None:
+        def ours(g=g, view=view, white=white) -> None:
             rendering.rasterize(g, view, white, backend="gsplat")
 
-        def plain(g=g, view=view, white=white[0]) -> None:
+        def plain(g=g, view=view, white=white) -> None:
             rendering.rasterize(g, view, white, backend="torch")
 
         rows = [[_gpu_ms(draw, 20) for draw in (direct, ours)] for _ in range(rounds + 1)][1:]

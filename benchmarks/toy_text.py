@@ -21,10 +21,10 @@ from invert3d_core.rendering import rasterize
 from invert3d_core.toy.assets import ToyAsset, draw, held_out_color
 from invert3d_core.toy.colors import NAMES
 from invert3d_core.toy.families import KNOWN
-from invert3d_core.toy.scoring import scoring_cameras
+from invert3d_core.toy.scoring import CAPTION_GUIDANCE, scoring_cameras
 from tools.toy_training.classifier import Classifier
 
-GUIDANCE = (2.0, 3.0, 5.0, 7.5)
+GUIDANCE = (2.0, 3.0, 5.0, 7.5)  # beside the verdict's
 PER_FAMILY = 3
 SEEDS = (100, 101, 102, 103)
 
@@ -36,10 +36,11 @@ def answers(assets: list[ToyAsset]) -> tuple[Tensor, Tensor]:
 
 
 def accuracies(reader: Classifier, views: Tensor, truth: tuple[Tensor, Tensor]) -> list[float]:
-    """Share read right, in %: family, main, second and third part's colour. views: (B,4,H,W,3)."""
+    """Share read right, in %: family, main, second and third part's color, both of these. views: (B,4,H,W,3)."""
     device = next(reader.parameters()).device
     family, colors = (part.cpu() for part in reader.read(views.to(device)))
-    right = [(family == truth[0]).float().mean(), *(colors == truth[1]).float().mean(0)]
+    hits = (colors == truth[1]).float()
+    right = [(family == truth[0]).float().mean(), *hits.mean(0), hits[:, 1:].mean()]
     return [float(value) * 100 for value in right]
 
 
@@ -64,15 +65,16 @@ def main() -> None:
     renders = torch.stack([rasterize(asset.splats(), cams).color.clamp(0, 1) for asset in assets])
     rows = [["fresh renders", "–", *(f"{value:.1f}" for value in accuracies(reader, renders, truth))]]
     prompts = [asset.full_caption() for asset in assets]
-    # The verdict is the row of the model's own guidance, which was chosen on other assets; the others show its effect.
-    for scale in sorted({*GUIDANCE, model.info.guidance_scale}):
+    # The verdict is the row of the guidance that was chosen for captions on other assets; the others show its effect.
+    for scale in sorted({*GUIDANCE, CAPTION_GUIDANCE}):
         drawn = draw_prompts(model, prompts, cams, SEEDS, scale)
         read = torch.tensor([accuracies(reader, views, truth) for views in drawn]).mean(0)
-        used = " (the model's own)" if scale == model.info.guidance_scale else ""
+        used = " (the verdict)" if scale == CAPTION_GUIDANCE else ""
         rows.append([f"captions{used}", f"{scale:g}", *(f"{value:.1f}" for value in read.tolist())])
+    columns = ["", "guidance", "family", "main color", "part 2", "part 3", "parts 2 and 3"]
     text = (
         f"{len(assets)} prompts of held-out combinations, {len(SEEDS)} noises, 25 steps; {options.device}.\n\n"
-        + table("What the classifier reads, %", ["", "guidance", "family", "main colour", "part 2", "part 3"], rows)
+        + table("What the classifier reads, %", columns, rows)
     )
     print(text)
     if options.out:

@@ -222,7 +222,7 @@ def train(options: argparse.Namespace) -> None:
 def train_classifier(options: argparse.Namespace) -> None:
     """Train the reader of pictures on fresh renders of family assets, a quarter of them through the VAE."""
     run = begin(options)
-    fresh = draw_pool(60_000, seed=900, processes=options.processes)
+    fresh = draw_pool(120_000, seed=900, processes=options.processes)
     fresh = fresh.map(lambda tensor, named=fresh.family >= 0: tensor[named].to(run.device))
     images, _, _ = render_pool(fresh)
     vae = make_finished_vae(run)

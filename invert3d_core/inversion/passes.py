@@ -8,7 +8,7 @@ the GPU. The result stays the same but for rounding.
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,12 +28,19 @@ T = TypeVar("T")
 
 
 class Moved(NamedTuple):
-    """What a step makes of the vectors and AdamW's moments, all (A,n,d), and numbers (2,A): losses, sums of vectors."""
+    """What a step makes of the vectors and AdamW's moments, all (A,n,d); its numbers may still be on their way."""
 
     vectors: Tensor
     first_moment: Tensor
     second_moment: Tensor
-    numbers: Tensor
+    sent: Tensor  # (2,A)
+    arrived: Any = None  # torch.cuda.Event
+
+    def numbers(self) -> Tensor:
+        """Losses and sums of the vectors, (2,A) on the CPU, as soon as this step is done."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.sent
 
 
 class Passes:
@@ -52,6 +59,7 @@ class Passes:
         self._at_once = config.sets_per_step
         self._checkpointing = config.gradient_checkpointing
         self._undo: list[Callable[[], object]] = []
+        self._begun: tuple[int, Tensor, Moved] | None = None
 
     def __enter__(self) -> "Passes":
         if self._checkpointing:
@@ -61,6 +69,8 @@ class Passes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._begun is not None:
+            self._begun[2].numbers()  # the graph must not go while it runs
         self._graphs.release()
         while self._undo:
             self._undo.pop()()
@@ -72,6 +82,9 @@ class Passes:
 
         Raises TrainingError if the GPU's memory is too small in every way.
         """
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == step and begun[1] is vectors:
+            return begun[2]
         config, device = self._config, vectors.device
         scalars = adamw_scalars(step + 1, learning_rate=rate, betas=config.betas, weight_decay=config.weight_decay)
 
@@ -82,12 +95,24 @@ class Passes:
             # As a tensor, since a recording keeps the numbers it was made with.
             inputs.insert(0, torch.tensor(scalars, dtype=torch.float32).pin_memory().to(device, non_blocking=True))
             key = self._at_once, self._checkpointing
-            moved = Moved(*self._graphs.run("The training step", self._advance, inputs, self._networks, key))
+            *rows, numbers = self._graphs.run("The training step", self._advance, inputs, self._networks, key)
+            arrived = torch.cuda.Event()
+            moved = Moved(*rows, numbers.to("cpu", non_blocking=True), arrived)
+            arrived.record()
             if step + 1 < config.steps:
                 self._objective.draw_ahead(step + 1)
             return moved
 
         return self._fitting(attempt)
+
+    def begin(self, step: int, moved: Moved, active: Tensor, rate: float) -> None:
+        """Give a GPU the step that will follow before the numbers of this one are read, so that it need not wait.
+
+        moved: what the step before made. `step` with the same vectors then returns the result.
+        """
+        if moved.arrived is not None:
+            following = self.step(step, moved.vectors, moved.first_moment, moved.second_moment, active, rate)
+            self._begun = step, moved.vectors, following
 
     @torch.no_grad()
     def validation_losses(self, vectors: Tensor) -> Tensor:  # (A,n,d) -> (A,)

@@ -258,10 +258,17 @@ class _Run:
         config = self.config
         if state.step == 0 and config.validation_every:
             state = self._validated(passes, state)
-        rate = learning_rate_at(state.step, config.steps, peak, config.warmup_steps, config.final_learning_rate)
+
+        def rate_at(step: int) -> float:
+            return learning_rate_at(step, config.steps, peak, config.warmup_steps, config.final_learning_rate)
+
+        rate, following = rate_at(state.step), state.step + 1
         moved = passes.step(state.step, state.vectors, state.first_moment, state.second_moment, state.active, rate)
+        validates = config.validation_every and following % config.validation_every == 0
+        if following < config.steps and not validates:  # after a validation, other tokens may be active
+            passes.begin(following, moved, state.active, rate_at(following))
         # One transfer for the log and for the check that the step was sound.
-        numbers = moved.numbers.cpu()
+        numbers = moved.numbers()
         log = numbers[0]
         if not bool(torch.isfinite(numbers).all()):
             raise TrainingError(
@@ -277,8 +284,7 @@ class _Run:
             losses=torch.cat([state.losses, log.where(state.active, torch.nan)[None]]),
         )
         metrics = {"loss": float(state.losses[-1].nanmean()), "learning_rate": rate}
-        every = config.validation_every
-        if every and (state.step % every == 0 or state.step == config.steps):
+        if validates or (config.validation_every and state.step == config.steps):
             state = self._validated(passes, state)
             metrics["validation_loss"] = float(state.validation_losses[-1].nanmean())
         return state, metrics

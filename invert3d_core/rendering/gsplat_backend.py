@@ -65,6 +65,7 @@ def _probe(device: torch.device) -> str | None:
     )
     color, alpha, depth, _ = draw(scene, Frame(16, 16, 0, 0.2, Limits()))
     (color.sum() + depth[0, 8, 8]).backward()
+    color, alpha = color.detach(), alpha.detach()
     variance = (16.0 * 0.2 / 2) ** 2 + BLUR
     expected = 0.5 * torch.exp(torch.tensor(-0.25 / variance)).item()  # half a pixel off in x and in y
     found = float(alpha[0, 8, 8])
