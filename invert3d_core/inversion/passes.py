@@ -95,9 +95,11 @@ class Passes:
             # As a tensor, since a recording keeps the numbers it was made with.
             inputs.insert(0, torch.tensor(scalars, dtype=torch.float32).pin_memory().to(device, non_blocking=True))
             key = self._at_once, self._checkpointing
-            *rows, numbers = self._graphs.run("The training step", self._advance, inputs, self._networks, key)
+            vectors_after, first, second, numbers = self._graphs.run(
+                "The training step", self._advance, inputs, self._networks, key
+            )
             arrived = torch.cuda.Event()
-            moved = Moved(*rows, numbers.to("cpu", non_blocking=True), arrived)
+            moved = Moved(vectors_after, first, second, numbers.to("cpu", non_blocking=True), arrived)
             arrived.record()
             if step + 1 < config.steps:
                 self._objective.draw_ahead(step + 1)

@@ -55,10 +55,10 @@ class MVDream:
         schedule: Schedule | None = None,
         info: ModelInfo | None = None,
     ) -> None:
-        self.unet = make_multiview(unet)
         if torch.cuda.is_available():
             # The layout NVIDIA's convolutions work in: it saves them turning everything over.
-            self.unet.to(memory_format=torch.channels_last)
+            unet.to(memory_format=torch.channels_last)
+        self.unet = make_multiview(unet)
         self.vae = vae
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
