@@ -9,6 +9,8 @@ HOST_VENV ?= .venv-host
 HOST_BASE ?= .host
 HOST_ARGS ?=
 FUZZ_ARGS ?=
+# File by file on as many cores as there are, each process with a ComfyUI of its own; in order, the host's first.
+TEST_PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BENCH ?= $(sort $(wildcard benchmarks/*.py))
 
 BIN := $(VENV)/bin
@@ -25,7 +27,7 @@ demo: $(VENV)/installed  ## a splat becomes a token, a token becomes views: writ
 
 test: $(VENV)/installed-test host-python  ## lint, then unit, golden and host tests; says what it skipped and why
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -rs --durations=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -rs --durations=10 $(TEST_PARALLEL) $(PYTEST_ARGS)
 
 # An entry is <folder of a ComfyUI>, or <folder>:<its python>; without one a new .venv-host-… is made for each (minutes).
 test-hosts: $(VENV)/installed-test  ## the host tests in several ComfyUI: COMFYUI_PATHS="<folder> <folder>"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..devices import sent
 from ..errors import TrainingError
 from ..mvdream import MVDream
 from ..tokens import Token, prompts
@@ -14,7 +15,7 @@ from .captions import SLOT, captions
 from .draws import Draw, draw_step, draw_validation
 from .losses import denoising_losses, foreground_weights, snr_weights
 from .presets import InversionConfig
-from .sources import ViewSource, sent
+from .sources import ViewSource
 
 
 class Batch(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..devices import sent
 from ..errors import TrainingError
 from ..mvdream import MVDream
 from ..mvdream.graphs import Graphs
@@ -93,7 +94,7 @@ class Passes:
             if device.type != "cuda":
                 return Moved(*self._advance(scalars, *inputs))
             # As a tensor, since a recording keeps the numbers it was made with.
-            inputs.insert(0, torch.tensor(scalars, dtype=torch.float32).pin_memory().to(device, non_blocking=True))
+            inputs.insert(0, sent(torch.tensor(scalars, dtype=torch.float32), device))
             key = self._at_once, self._checkpointing
             vectors_after, first, second, numbers = self._graphs.run(
                 "The training step", self._advance, inputs, self._networks, key

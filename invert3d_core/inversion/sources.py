@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import orbit
+from ..devices import sent
 from ..errors import TrainingError
 from ..mvdream import MVDream
 from ..splats import GaussianSplats
@@ -24,13 +25,6 @@ from .views import (
     frame,
     render_bank,
 )
-
-
-def sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the CPU, on its device; to a GPU from pinned memory, so that the copy waits for nothing."""
-    if device.type != "cuda" or drawn.device.type != "cpu":
-        return drawn.to(device)
-    return drawn.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 class Sets(NamedTuple):

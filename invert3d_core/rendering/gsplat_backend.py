@@ -8,7 +8,7 @@ rounding, and so do the gradients.
 """
 
 import logging
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -76,6 +76,14 @@ def _probe(device: torch.device) -> str | None:
     return None
 
 
+@lru_cache(maxsize=16)
+def _pinhole(width: int, height: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What of the intrinsics (3,3) does not depend on the focal length, and where it stands in them."""
+    with torch.inference_mode(False):  # what is kept must serve outside a host's inference mode, too
+        middle = torch.tensor([[0.0, 0.0, width / 2], [0.0, 0.0, height / 2], [0.0, 0.0, 1.0]], device=device)
+        return middle, torch.diag(torch.tensor([1.0, 1.0, 0.0], device=device))
+
+
 def draw(scene: Scene, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour (C,H,W,3) without a background, alpha (C,H,W), expected depth (C,H,W; 0 where alpha is 0), normals.
 
@@ -83,10 +91,8 @@ def draw(scene: Scene, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     from gsplat import rasterization
 
-    focal = scene.focal
-    zero, one = torch.zeros_like(focal), torch.ones_like(focal)
-    rows = (focal, zero, frame.width / 2 * one, zero, focal, frame.height / 2 * one, zero, zero, one)
-    intrinsics = torch.stack(rows, -1).unflatten(-1, (3, 3))
+    middle, axes = _pinhole(frame.width, frame.height, scene.focal.device)
+    intrinsics = torch.addcmul(middle, axes, scene.focal[:, None, None])
     options: dict[str, Any] = {
         "near_plane": frame.near,
         "far_plane": FAR,

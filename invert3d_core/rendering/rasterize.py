@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..devices import sent
 from ..errors import RenderError
 from . import gsplat_backend, torch_backend
 from .projection import Frame, Limits, Scene
@@ -186,10 +187,12 @@ def scene_of(g: "GaussianSplats", cams: Cameras) -> Scene:
     centers = c2w[:, :3, 3]
     rotation = c2w[:, :3, :3].mT * torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64)  # OpenGL to OpenCV
     shift = -(rotation * centers[:, None]).sum(-1, keepdim=True)
-    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64).expand(len(c2w), -1)
     focal = cams.height / 2 / torch.tan(torch.deg2rad(fov) / 2)
+    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64).expand(len(c2w), -1)
     numbers = torch.cat([torch.cat([rotation, shift], -1).flatten(1), last, focal[:, None], centers], 1)
-    viewmats, focal, centers = numbers.to(g.positions).split([16, 1, 3], 1)
+    # A copy that waits for the GPU would keep it from being given this picture while it draws the one before.
+    numbers = sent(numbers.to(g.positions.dtype), g.positions.device)
+    viewmats, focal, centers = numbers.split([16, 1, 3], 1)
     return Scene(
         *(g.positions, g.scales, g.rotations, g.opacities, g.sh), viewmats.unflatten(1, (4, 4)), focal[:, 0], centers
     )
