@@ -348,10 +348,12 @@ class SelectCameras(io.ComfyNode):
 
     @classmethod
     def execute(cls, cameras: Cameras, start: int, count: int, every: int) -> io.NodeOutput:
-        chosen = range(len(cameras))[start:][::every][: count or None]
-        if not chosen:
-            raise ValueError(f"start is {start}, but there are {len(cameras)} cameras: choose one of them to start at")
-        return io.NodeOutput(cameras[list(chosen)])
+        if not -len(cameras) <= start < len(cameras):
+            raise ValueError(
+                f"start is {start}, but there are {len(cameras)} cameras; choose one of them to start at: 0 to "
+                f"{len(cameras) - 1}, or -1 to {-len(cameras)} from the last"
+            )
+        return io.NodeOutput(cameras[list(range(len(cameras))[start::every][: count or None])])
 
 
 NODES = [OrbitCameras, JoinCameras, SelectCameras, CamerasToCameraInfo, CamerasFromCameraInfo]

@@ -175,8 +175,9 @@ def concatenate(batches: Sequence[Cameras]) -> Cameras:
         )
     if len({cams.frame for cams in batches}) > 1:
         raise CameraError(
-            "concatenate: some cameras stand in the asset's frame and some in the splat's, expected one frame; bring "
-            "them to one with Orientation.into_splat_frame or from_splat_frame"
+            "concatenate: some cameras stand around the asset, as orbits do, and some in the frame of the splat's "
+            "file, as cameras from files do. Join cameras of one kind (in Python, Orientation.into_splat_frame turns "
+            "one into the other)."
         )
     moved = [cams.to(first.c2w.device, first.c2w.dtype) for cams in batches]
     return replace(

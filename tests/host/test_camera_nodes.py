@@ -164,9 +164,10 @@ def test_join_and_select(client: Client) -> None:
     assert np.array_equal(images[0], orbit[1])
     high = pictures(client, prompt_with(client, None, count=2, elevations_deg="50"))
     assert np.abs(images[1] - high[0]).max() < 2.1 / 255, "in the first ones' size"
-    prompt["some"]["inputs"]["start"] = 6
-    failed = client.run(prompt)
-    assert failed.status == "error" and "there are 6 cameras" in failed.error["exception_message"]
+    for outside in (6, -7):
+        prompt["some"]["inputs"]["start"] = outside
+        failed = client.run(prompt)
+        assert failed.status == "error" and "there are 6 cameras" in failed.error["exception_message"]
 
 
 def test_more_than_memory_is_refused_before_it_is_drawn(client: Client) -> None:
