@@ -21,6 +21,12 @@ ARGUMENTS = [
     "--enable-unsafe-swiftshader",
     "--disable-background-networking",
 ]
+# Sixty pictures a second, drawn by the processor, would leave the tests little of it.
+FEWER_FRAMES = """
+const nextFrame = window.requestAnimationFrame.bind(window);
+window.requestAnimationFrame = (draw) => setTimeout(() => nextFrame(draw), 70);
+window.cancelAnimationFrame = (id) => clearTimeout(id);
+"""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -56,6 +62,7 @@ class ComfyPage:
         self._playwright = sync_playwright().start()
         self._browser = self._playwright.chromium.launch(executable_path=self.chromium, args=ARGUMENTS)
         self.page: Page = self._browser.new_page()
+        self.page.add_init_script(FEWER_FRAMES)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.open()
         return self
