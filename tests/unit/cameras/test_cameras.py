@@ -57,7 +57,7 @@ def test_frame_says_where_cameras_stand():
     assert placed[1].frame == placed.resized(8, 8).frame == placed.to(dtype=torch.float64).frame == "splat"
     assert Orientation().from_splat_frame(placed).frame == "asset"
     assert cameras.concatenate([placed, placed]).frame == "splat"
-    with pytest.raises(CameraError, match="one frame"):
+    with pytest.raises(CameraError, match="Join cameras of one kind"):
         cameras.concatenate([around, placed])
     with pytest.raises(CameraError, match="frame is 'world'"):
         Cameras(around.c2w, around.fov_y_deg, 8, 8, "world")  # pyright: ignore[reportArgumentType]
