@@ -25,6 +25,7 @@ from invert3d_core.cameras import Cameras, Orientation
 from invert3d_core.cli.pictures import SheetRow, save_sheet
 from invert3d_core.inversion.views import model_orbit
 from invert3d_core.toy import samples
+from invert3d_core.toy.scoring import CAPTION_GUIDANCE, TOKEN_GUIDANCE
 from tools import camera_pictures, editing_pictures, splat_pictures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,10 @@ class Studio:
                 self.previews[step] = preview() if callable(preview) else preview
                 print(f"  step {step} of {total}")
 
-        return inversion.train_token(self.model, sample(SAMPLE), config, name=NAME, progress=keep).token
+        words = samples.captions(SAMPLE).initial_words
+        return inversion.train_token(
+            self.model, sample(SAMPLE), config, name=NAME, initial_words=words, progress=keep
+        ).token
 
     def cameras(self) -> Cameras:
         """Four a quarter turn apart, as the model draws them."""
@@ -70,7 +74,8 @@ class Studio:
         """Four views (4,H,W,3) of a prompt, with the token at a strength known to the model unless that is None."""
         model = self.model if strength is None else self.model.with_token(self.token, strength)
         print(f"  {prompt}" + ("" if strength is None else f" at {strength:g}"))
-        return model.sample(prompt, self.cameras(), steps=SAMPLING_STEPS, seed=1)
+        guidance = CAPTION_GUIDANCE if strength is None else TOKEN_GUIDANCE
+        return model.sample(prompt, self.cameras(), steps=SAMPLING_STEPS, guidance_scale=guidance, seed=1)
 
 
 def sample(name: str) -> splats.GaussianSplats:
@@ -160,8 +165,12 @@ def load_token(studio: Studio, file: Path) -> None:
 
 
 def apply_token(studio: Studio, file: Path) -> None:
-    words = inversion.preset("recommended").initial_words
-    details = {0.0: f"the words it started from: “{words}”", 0.5: "half way", 1.0: "as learned", 1.5: "exaggerated"}
+    details = {
+        0.0: f"the words it started from: “{samples.captions(SAMPLE).initial_words}”",
+        0.5: "half way",
+        1.0: "as learned",
+        1.5: "exaggerated",
+    }
     rows = [
         SheetRow(f"strength {strength:g}", detail, studio.draw(f"a <{NAME}>", strength))
         for strength, detail in details.items()
