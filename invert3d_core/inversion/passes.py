@@ -34,14 +34,14 @@ class Moved(NamedTuple):
     vectors: Tensor
     first_moment: Tensor
     second_moment: Tensor
-    sent: Tensor  # (2,A)
+    copied: Tensor  # (2,A)
     arrived: Any = None  # torch.cuda.Event
 
     def numbers(self) -> Tensor:
         """Losses and sums of the vectors, (2,A) on the CPU, as soon as this step is done."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.sent
+        return self.copied
 
 
 class Passes:

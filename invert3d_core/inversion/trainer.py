@@ -264,7 +264,8 @@ class _Run:
 
         rate, following = rate_at(state.step), state.step + 1
         moved = passes.step(state.step, state.vectors, state.first_moment, state.second_moment, state.active, rate)
-        validates = config.validation_every and following % config.validation_every == 0
+        every = config.validation_every
+        validates = every > 0 and (following % every == 0 or following == config.steps)
         if following < config.steps and not validates:  # after a validation, other tokens may be active
             passes.begin(following, moved, state.active, rate_at(following))
         # One transfer for the log and for the check that the step was sound.
@@ -284,7 +285,7 @@ class _Run:
             losses=torch.cat([state.losses, log.where(state.active, torch.nan)[None]]),
         )
         metrics = {"loss": float(state.losses[-1].nanmean()), "learning_rate": rate}
-        if validates or (config.validation_every and state.step == config.steps):
+        if validates:
             state = self._validated(passes, state)
             metrics["validation_loss"] = float(state.validation_losses[-1].nanmean())
         return state, metrics

@@ -34,7 +34,7 @@ class MVDream:
     """A multi-view text-to-image diffusion model (Shi et al. 2023) and the tokens applied to it.
 
     unet: a `UNet2DConditionModel` with a projection class embedding of 16 numbers; it gets the multi-view attention
-    here.
+    here and, where there is a CUDA device, channels-last weights.
     vae: an `AutoencoderKL`. text_encoder: a `CLIPTextModel` whose `last_hidden_state` conditions the U-Net.
     tokenizer: its `Tokenizer`. vae, text_encoder and tokenizer may be None where nothing needs them.
     schedule: noise schedule and prediction type; None takes what the info says.
