@@ -8,7 +8,7 @@ rounding, and so do the gradients.
 """
 
 import logging
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def _probe(device: torch.device) -> str | None:
         torch.full((1, 1), 0.5, device=device),
         torch.zeros(1, 1, 3, device=device),
         torch.eye(4, device=device)[None],
-        torch.full((1,), 16.0, device=device),
+        torch.tensor([[[16.0, 0.0, 8.0], [0.0, 16.0, 8.0], [0.0, 0.0, 1.0]]], device=device),
         torch.zeros(1, 3, device=device),
     )
     color, alpha, depth, _ = draw(scene, Frame(16, 16, 0, 0.2, Limits()))
@@ -76,14 +76,6 @@ def _probe(device: torch.device) -> str | None:
     return None
 
 
-@lru_cache(maxsize=16)
-def _pinhole(width: int, height: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What of the intrinsics (3,3) does not depend on the focal length, and where it stands in them."""
-    with torch.inference_mode(False):  # what is kept must serve outside a host's inference mode, too
-        middle = torch.tensor([[0.0, 0.0, width / 2], [0.0, 0.0, height / 2], [0.0, 0.0, 1.0]], device=device)
-        return middle, torch.diag(torch.tensor([1.0, 1.0, 0.0], device=device))
-
-
 def draw(scene: Scene, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Colour (C,H,W,3) without a background, alpha (C,H,W), expected depth (C,H,W; 0 where alpha is 0), normals.
 
@@ -91,8 +83,6 @@ def draw(scene: Scene, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     from gsplat import rasterization
 
-    middle, axes = _pinhole(frame.width, frame.height, scene.focal.device)
-    intrinsics = torch.addcmul(middle, axes, scene.focal[:, None, None])
     options: dict[str, Any] = {
         "near_plane": frame.near,
         "far_plane": FAR,
@@ -108,7 +98,7 @@ def draw(scene: Scene, frame: Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             scene.opacities.reshape(-1),
             colors,
             scene.viewmats,
-            intrinsics,
+            scene.intrinsics,
             frame.width,
             frame.height,
             sh_degree=sh_degree,

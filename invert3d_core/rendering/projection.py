@@ -39,7 +39,7 @@ class Limits(NamedTuple):
 
 
 SPLAT_TENSORS = ("positions", "scales", "rotations", "opacities", "sh")
-CAMERA_TENSORS = ("viewmats", "focal", "centers")
+CAMERA_TENSORS = ("viewmats", "intrinsics", "centers")
 
 
 class Scene(NamedTuple):
@@ -51,8 +51,13 @@ class Scene(NamedTuple):
     opacities: Tensor  # (N,1)
     sh: Tensor  # (N,K,3)
     viewmats: Tensor  # (C,4,4) OpenCV world-to-camera
-    focal: Tensor  # (C,) pixels
+    intrinsics: Tensor  # (C,3,3) OpenCV, the principal point in the middle
     centers: Tensor  # (C,3) camera positions
+
+    @property
+    def focal(self) -> Tensor:
+        """(C,) pixels."""
+        return self.intrinsics[:, 1, 1]
 
     def of_splats(self, splats: slice | Tensor) -> "Scene":
         """The same cameras and some of the splats."""

@@ -1,13 +1,15 @@
 """Pictures of Gaussian splats: the public calls, and what they return."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..cameras import Cameras
+from ..cameras import Cameras, conversions
 from ..devices import sent
 from ..errors import RenderError
 from . import gsplat_backend, torch_backend
@@ -178,24 +180,41 @@ def _draw(g: "GaussianSplats", cams: Cameras, behind: Tensor, plan: _Plan) -> Re
 
 
 def scene_of(g: "GaussianSplats", cams: Cameras) -> Scene:
-    """Splats and cameras as tensors on the device of the splats.
+    """Splats and cameras as tensors on the device of the splats."""
+    return Scene(g.positions, g.scales, g.rotations, g.opacities, g.sh, *_camera_tensors(cams, g.positions))
 
-    The cameras' numbers are those of `cameras.conversions`, made in float64 on the CPU and sent in one copy: not
-    through another `Cameras`, whose checks take a good part of the time in which a GPU draws.
+
+_kept: WeakKeyDictionary[Cameras, tuple[object, tuple[Tensor, ...]]] = WeakKeyDictionary()
+
+
+def _camera_tensors(cams: Cameras, like: Tensor) -> tuple[Tensor, ...]:
+    """World-to-camera matrices, intrinsics and centres, with the dtype and device of a tensor.
+
+    A GPU draws a small splat in less than a millisecond, of which making these would take a tenth; so they are kept
+    with cameras that need no gradients.
     """
-    c2w, fov = cams.c2w.to("cpu", torch.float64), cams.fov_y_deg.to("cpu", torch.float64)
-    centers = c2w[:, :3, 3]
-    rotation = c2w[:, :3, :3].mT * torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64)  # OpenGL to OpenCV
-    shift = -(rotation * centers[:, None]).sum(-1, keepdim=True)
-    focal = cams.height / 2 / torch.tan(torch.deg2rad(fov) / 2)
-    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64).expand(len(c2w), -1)
-    numbers = torch.cat([torch.cat([rotation, shift], -1).flatten(1), last, focal[:, None], centers], 1)
+    parts = cams.c2w, cams.fov_y_deg
+    if any(part.requires_grad or part.is_inference() for part in parts):
+        return _made_camera_tensors(cams, like)
+    # What one stream has on its way another may not read yet.
+    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else None
+    key = like.dtype, like.device, stream, *(part._version for part in parts)
+    known = _kept.get(cams)
+    if known is None or known[0] != key:
+        with torch.inference_mode(False):  # what is kept must serve outside a host's inference mode, too
+            known = _kept[cams] = key, _made_camera_tensors(cams, like)
+    return known[1]
+
+
+def _made_camera_tensors(cams: Cameras, like: Tensor) -> tuple[Tensor, ...]:
+    """They are made in float64 on the CPU and sent in one copy."""
+    precise = replace(cams, c2w=cams.c2w.to("cpu", torch.float64), fov_y_deg=cams.fov_y_deg.to("cpu", torch.float64))
+    viewmats, intrinsics = conversions.to_viewmats(precise), conversions.to_intrinsics(precise)
+    numbers = torch.cat([viewmats.flatten(1), intrinsics.flatten(1), precise.centers], 1)
     # A copy that waits for the GPU would keep it from being given this picture while it draws the one before.
-    numbers = sent(numbers.to(g.positions.dtype), g.positions.device)
-    viewmats, focal, centers = numbers.split([16, 1, 3], 1)
-    return Scene(
-        *(g.positions, g.scales, g.rotations, g.opacities, g.sh), viewmats.unflatten(1, (4, 4)), focal[:, 0], centers
-    )
+    numbers = sent(numbers.to(like.dtype), like.device)
+    viewmats, intrinsics, centers = numbers.split([16, 9, 3], 1)
+    return viewmats.unflatten(1, (4, 4)), intrinsics.unflatten(1, (3, 3)), centers
 
 
 @torch.no_grad()
@@ -219,7 +238,7 @@ def _choose(backend: str, positions: Tensor) -> str:
 
 def _background(background: Sequence[float] | Tensor, cams: Cameras, like: Tensor) -> Tensor:
     """The background as something that broadcasts against (C,H,W,3)."""
-    value = torch.as_tensor(background).to(like)
+    value = sent(torch.as_tensor(background).to(like.dtype), like.device)
     shape, picture = tuple(value.shape), (cams.height, cams.width, 3)
     if shape in ((3,), picture, (1, *picture), (len(cams), *picture)):
         return value

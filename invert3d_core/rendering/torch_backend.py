@@ -38,7 +38,7 @@ from .workers import Run, workers
 
 ROUND = 64  # splats of a tile's list per round
 GROUP = 8  # splats whose light is multiplied together: divides ROUND
-ROWS_AT_ONCE = 500_000  # (view, splat) combinations drawn together: about 100 bytes each
+ROWS_AT_ONCE = {"cpu": 500_000, "other": 2_000_000}  # (view, splat) drawn together: about 100 bytes each
 TILES_AT_ONCE = {"cpu": 128, "other": 2048}  # composited together: on a CPU what stays in its cache
 HANDFUL = 8  # a side of a matrix product that is not worth a library's call
 NOTHING = -80.0  # an exponent that gives no alpha to speak of, and no denormal number, which would be slow
@@ -58,7 +58,8 @@ class Composited(NamedTuple):
 
 def composite(scene: Scene, frame: Frame) -> Composited:
     """Draw a scene. Peak memory grows with pictures and splats, not with their product."""
-    views = max(1, ROWS_AT_ONCE // max(1, len(scene.positions)))
+    rows = ROWS_AT_ONCE.get(scene.positions.device.type, ROWS_AT_ONCE["other"])
+    views = max(1, rows // max(1, len(scene.positions)))
     needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in scene)
     sums, medians = [], []
     for start in range(0, max(1, len(scene.viewmats)), views):

@@ -119,8 +119,8 @@ def test_gradients(dtype, tolerance):
     width, height = data["width_height"].tolist()
     rig = cameras.Cameras(data["c2w_opengl"][None], data["fov_y_deg"], width, height)
     means, scales, quats, opacities, sh = leaves
-    focal, viewmats = to_intrinsics(rig)[:, 1, 1].to(dtype), to_viewmats(rig).to(dtype)
-    scene = Scene(means, scales, quats, opacities[:, None], sh, viewmats, focal, rig.centers.to(dtype))
+    intrinsics, viewmats = to_intrinsics(rig).to(dtype), to_viewmats(rig).to(dtype)
+    scene = Scene(means, scales, quats, opacities[:, None], sh, viewmats, intrinsics, rig.centers.to(dtype))
 
     def gradients(limits):
         drawn = torch_backend.composite(scene, Frame(width, height, 3, 0.2, limits))

@@ -28,6 +28,8 @@ CHANGES = {
     "sh_every": 50,
 }
 
+LEAST_PSNR = {"fixed": 25, "adaptive": 40, "mcmc": 24}  # mcmc's noise is not over after so few steps
+
 
 @pytest.fixture(scope="module")
 def gsplat_works():
@@ -56,7 +58,7 @@ def test_each_density_finds_a_known_splat_again(seen, gsplat_works, density):
     before = torch.get_rng_state(), torch.cuda.get_rng_state()
     result = lift3d.fit_splats(images, masks, cams, config)
     assert result.splats.device.type == "cuda" and result.splats.degree == 1
-    assert held_out_psnr(result) > 25
+    assert held_out_psnr(result) > LEAST_PSNR[density]
     count = len(result.splats)
     if density == "fixed":
         assert count == 250
@@ -133,7 +135,7 @@ def test_a_cancelled_fit_goes_on(seen, gsplat_works, tmp_path, density):
     assert checkpoint.peek(path) == (70, False)
     result = lift3d.fit_splats(images, masks, cams, config, checkpoint=path)
     assert len(result.losses) == 200 and checkpoint.peek(path) == (200, True)
-    assert held_out_psnr(result) > 25
+    assert held_out_psnr(result) > LEAST_PSNR[density]
 
 
 def test_without_gsplat_the_plain_version_works_on_the_gpu(seen, monkeypatch):
