@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import in_parts
 from benchmarks.in_parts import Row, say
 
-PARTS = ("step1", "step4", "draw", "pictures", "released-step", "released-draw", "eager", "layout", "solver", "float32")
+PARTS = ("step1", "step4", "draw", "pictures", "released-step", "released-draw", "eager", "stock", "solver", "float32")
 LONGEST = {"compile": 150.0}  # seconds of a part that may take longer than others
 PROMPT = "a red chair with blue legs"
 
@@ -131,16 +131,22 @@ def median_of(function: Callable[[], Any], repeats: int) -> float:
 
 
 @contextlib.contextmanager
-def contiguous(unet: Any) -> Iterator[None]:
-    """The weights as PyTorch and the released code have them; on a GPU `MVDream` lays them out channels-last."""
+def stock(unet: Any) -> Iterator[None]:
+    """Layers and layout of the weights as diffusers makes them, which `MVDream` changes where there is a GPU."""
     import torch
 
+    from invert3d_core.mvdream import fused
+
+    kinds = {faster: kind for kind, faster in fused.FASTER.items()}
     unet.to(memory_format=torch.contiguous_format)
+    for module in unet.modules():
+        module.__class__ = kinds.get(type(module), type(module))
     try:
         yield
     finally:
         if torch.cuda.is_available():
             unet.to(memory_format=torch.channels_last)
+            fused.fuse(unet)
 
 
 class Peak:
@@ -241,7 +247,8 @@ class Bench:
 
     def step1(self) -> Row:
         """Our training step on one set of four views."""
-        return self.training(1, 60)
+        cold = self.training(1, 8)
+        return {**self.training(1, 60), "cold_bank_s": cold["bank_s"], "cold_first_steps_ms": cold["first_steps_ms"]}
 
     def step4(self) -> Row:
         """Our training step on four sets."""
@@ -298,10 +305,10 @@ class Bench:
             drawn = median_of(lambda: self.drawn(model), 2)
         return {"step_ms": row["step_ms"], "peak_gb": row["peak_gb"], "draw_s": drawn}
 
-    def layout(self) -> Row:
-        """Ours with the U-Net's convolutions in contiguous memory, as PyTorch makes them."""
+    def stock(self) -> Row:
+        """Ours with the U-Net as diffusers makes it: its layers, in contiguous memory."""
         model = self.ours()
-        with contiguous(model.unet):
+        with stock(model.unet):
             row, four = self.training(1, 32, model), self.training(4, 24, model)
             self.drawn(model, steps=5)
             drawn = median_of(lambda: self.drawn(model), 3)
@@ -352,7 +359,7 @@ class Bench:
                 x = (alphas[before].sqrt() * clean + (1 - alphas[before]).sqrt() * guided).to(model.dtype)
             return x
 
-        with contiguous(model.unet), graphs.eager():
+        with stock(model.unet), graphs.eager():
             loop()
             peak = Peak()
             row = {"draw_s": median_of(loop, 3)}
@@ -415,7 +422,7 @@ class Bench:
 
         peak = Peak()
         until = time.monotonic() + 20
-        with contiguous(model.unet), graphs.eager():
+        with stock(model.unet), graphs.eager():
             while len(parts["step"]) < 16 and (time.monotonic() < until or len(parts["step"]) < 3):
                 step()
         warm = {name: 1e3 * statistics.median(values[2:] or values) for name, values in parts.items()}

@@ -103,19 +103,14 @@ class Objective:
             self._ahead = step, self.batch(step)
 
     @torch.no_grad()
-    def validation_sets(self) -> list[Batch]:
-        """Sets, timesteps, noises and captions that are the same at every call: one batch for each set."""
+    def validation_batches(self, at_once: int = 1) -> list[Batch]:
+        """Sets, timesteps, noises and captions that are the same at every call, so many sets to a batch."""
         source = self._source
         if self._validation is None:
             draw = draw_validation(self._config, source.pick_ranges, len(self._rows), source.latent_shape)
             self._validation = self._batch(draw)
-        # One set at a time: no more memory than a training step.
-        return [self._validation.sets(i, i + 1) for i in range(self._config.validation_sets)]
-
-    @torch.no_grad()
-    def validation_losses(self, vectors: Tensor) -> Tensor:  # (A,n,d) -> (A,)
-        """Mean losses over `validation_sets`."""
-        return torch.stack([self.losses_on(vectors, batch) for batch in self.validation_sets()]).mean(dim=0)
+        starts = range(0, self._config.validation_sets, at_once)
+        return [self._validation.sets(start, start + at_once) for start in starts]
 
     def _batch(self, draw: Draw) -> Batch:
         posterior, chosen, timesteps, noise = (

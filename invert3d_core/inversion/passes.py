@@ -26,6 +26,7 @@ from .presets import InversionConfig
 logger = logging.getLogger("invert3d")
 
 T = TypeVar("T")
+_VALIDATED_AT_ONCE = 4  # sets
 
 
 class Moved(NamedTuple):
@@ -125,11 +126,14 @@ class Passes:
             return (self._objective.losses_on(vectors, Batch(*batch)),)
 
         def attempt() -> Tensor:
+            # Without gradients, several sets take less memory than a training step of one.
+            several = vectors.device.type == "cuda" and len(vectors) == 1 and not self._checkpointing
+            batches = self._objective.validation_batches(_VALIDATED_AT_ONCE if several else 1)
             losses = [
-                self._graphs.run("The validation", work, [vectors, *batch], self._networks)[0]
-                for batch in self._objective.validation_sets()
+                len(batch.captions) * self._graphs.run("The validation", work, [vectors, *batch], self._networks)[0]
+                for batch in batches
             ]
-            return torch.stack(losses).mean(dim=0)
+            return torch.stack(losses).sum(dim=0) / self._config.validation_sets
 
         return self._fitting(attempt)
 

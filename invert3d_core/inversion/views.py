@@ -24,6 +24,8 @@ SET_SIZE = 4
 ANGLE_TOLERANCE_DEG = 3.0
 """How far azimuths and elevations of a set may be from a quarter turn and from each other."""
 
+_SPLATS_DRAWN_TOGETHER = 100_000  # of which a GPU's memory holds all views of a bank
+
 
 @dataclass(frozen=True, eq=False)
 class SplatViews:
@@ -173,9 +175,11 @@ def render_bank(
         size,
         size,
     )
+    # A GPU draws many small pictures in the time of a few.
+    few_splats = views.splat.positions.is_cuda and len(views.splat) <= _SPLATS_DRAWN_TOGETHER
     parts = []
-    for few in torch.arange(len(cams)).split(SET_SIZE):
-        parts.append(_encode(model, *views.render(cams[few], framing.center, config.background)))
+    for some in torch.arange(len(cams)).split(len(cams) if few_splats else SET_SIZE):
+        parts.append(_encode(model, *views.render(cams[some], framing.center, config.background)))
         between()
     quarter = count // SET_SIZE
     first = torch.arange(len(elevations))[:, None] * count + torch.arange(quarter)  # (rings,quarter)

@@ -58,6 +58,11 @@ class MVDream:
         if torch.cuda.is_available():
             # The layout NVIDIA's convolutions work in: it saves them turning everything over.
             unet.to(memory_format=torch.channels_last)
+            from .fused import fuse  # it brings diffusers
+
+            for network in (unet, text_encoder):
+                if network is not None:
+                    fuse(network)
         self.unet = make_multiview(unet)
         self.vae = vae
         self.text_encoder = text_encoder
