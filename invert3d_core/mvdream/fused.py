@@ -27,8 +27,15 @@ def fuse(network: nn.Module) -> None:
     """Make a network's layers their faster kind, in place; layers of other kinds stay as they are."""
     for module in network.modules():
         faster = FASTER.get(type(module))
-        if faster is not None and faster.suits(module):
+        if faster is not None and _suits(faster, module):
             module.__class__ = faster
+
+
+def _suits(faster: Any, module: nn.Module) -> bool:
+    try:
+        return faster.suits(module)
+    except AttributeError:  # a release of the library that we do not know
+        return False
 
 
 # ------------------------------------------------------------------------------------------------------------- kernels

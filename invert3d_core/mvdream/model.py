@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras, conversions
-from ..errors import ModelError, TokenError
+from ..errors import ModelError, TokenError, first_line
 from ..progress import Progress, no_progress
 from ..tokens import Token
 from ..tokens.prompts import encode_ids, expand
@@ -34,7 +34,7 @@ class MVDream:
     """A multi-view text-to-image diffusion model (Shi et al. 2023) and the tokens applied to it.
 
     unet: a `UNet2DConditionModel` with a projection class embedding of 16 numbers; it gets the multi-view attention
-    here and, where there is a CUDA device, channels-last weights.
+    here and, where there is a CUDA device, channels-last weights and the layers of `fused`.
     vae: an `AutoencoderKL`. text_encoder: a `CLIPTextModel` whose `last_hidden_state` conditions the U-Net.
     tokenizer: its `Tokenizer`. vae, text_encoder and tokenizer may be None where nothing needs them.
     schedule: noise schedule and prediction type; None takes what the info says.
@@ -58,11 +58,7 @@ class MVDream:
         if torch.cuda.is_available():
             # The layout NVIDIA's convolutions work in: it saves them turning everything over.
             unet.to(memory_format=torch.channels_last)
-            from .fused import fuse  # it brings diffusers
-
-            for network in (unet, text_encoder):
-                if network is not None:
-                    fuse(network)
+            _make_faster(unet, text_encoder)
         self.unet = make_multiview(unet)
         self.vae = vae
         self.text_encoder = text_encoder
@@ -346,6 +342,17 @@ class MVDream:
             # float32 because some devices have no wider type.
             self._alphas[device] = self.schedule.alphas_cumprod.float().to(device)
         return self._alphas[device]
+
+
+def _make_faster(*networks: Any) -> None:
+    try:
+        from .fused import fuse  # it brings diffusers
+    except ImportError as error:  # a release of the libraries that has moved its layers
+        logger.info("The networks' layers stay as they are: %s", first_line(error))
+        return
+    for network in networks:
+        if network is not None:
+            fuse(network)
 
 
 def _placement(module: Any) -> tuple[torch.device, torch.dtype]:
