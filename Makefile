@@ -25,7 +25,8 @@ help:  ## this list
 demo: $(VENV)/installed  ## a splat becomes a token, a token becomes views: writes demo_output/
 	$(BIN)/invert3d demo --out demo_output
 
-test: $(VENV)/installed-test host-python  ## lint, then unit, golden and host tests; says what it skipped and why
+test:  ## lint, then unit, golden and host tests; says what it skipped and why
+	@$(MAKE) --no-print-directory -j2 $(VENV)/installed-test host-python
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -rs --durations=10 $(TEST_PARALLEL) $(PYTEST_ARGS)
 

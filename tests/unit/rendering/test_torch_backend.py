@@ -64,7 +64,7 @@ def divide(monkeypatch, entries=200):
     for module, name, bound in (
         (tiles, "ENTRIES_AT_ONCE", {"cpu": entries, "other": entries}),
         (projection, "COMBINATIONS_AT_ONCE", {"cpu": 70, "other": 70}),
-        (torch_backend, "ROWS_AT_ONCE", {"cpu": 150}),
+        (torch_backend, "ROWS_AT_ONCE", {"cpu": 150, "other": 150}),
         (torch_backend, "TILES_AT_ONCE", {"cpu": 3, "other": 3}),
         (torch_backend, "ROUND", 8),
     ):
