@@ -59,6 +59,9 @@ class Passes:
         self._networks = [model.unet, model.text_encoder]
         self._graphs = Graphs()
         self._at_once = config.sets_per_step
+        # Without gradients, several sets take less memory than a training step of one.
+        several = model.device.type == "cuda" and len(objective.tokens) == 1 and not config.gradient_checkpointing
+        self._validated_at_once = _VALIDATED_AT_ONCE if several else 1
         self._checkpointing = config.gradient_checkpointing
         self._undo: list[Callable[[], object]] = []
         self._begun: tuple[int, Tensor, Moved] | None = None
@@ -126,16 +129,20 @@ class Passes:
             return (self._objective.losses_on(vectors, Batch(*batch)),)
 
         def attempt() -> Tensor:
-            # Without gradients, several sets take less memory than a training step of one.
-            several = vectors.device.type == "cuda" and len(vectors) == 1 and not self._checkpointing
-            batches = self._objective.validation_batches(_VALIDATED_AT_ONCE if several else 1)
+            batches = self._objective.validation_batches(self._validated_at_once)
             losses = [
                 len(batch.captions) * self._graphs.run("The validation", work, [vectors, *batch], self._networks)[0]
                 for batch in batches
             ]
             return torch.stack(losses).sum(dim=0) / self._config.validation_sets
 
-        return self._fitting(attempt)
+        def step_down(reason: str) -> bool:
+            if self._validated_at_once == 1:
+                return self._step_down(reason)
+            self._validated_at_once = 1
+            return True
+
+        return fitting(attempt, step_down, lambda reason: TrainingError(self._too_large(reason)))
 
     def _advance(
         self,

@@ -24,7 +24,7 @@ SET_SIZE = 4
 ANGLE_TOLERANCE_DEG = 3.0
 """How far azimuths and elevations of a set may be from a quarter turn and from each other."""
 
-_SPLATS_DRAWN_TOGETHER = 100_000  # of which a GPU's memory holds all views of a bank
+_DRAWN_TOGETHER = 2_000_000, 32  # splats of all views, and views, that a GPU is given at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +175,12 @@ def render_bank(
         size,
         size,
     )
-    # A GPU draws many small pictures in the time of a few.
-    few_splats = views.splat.positions.is_cuda and len(views.splat) <= _SPLATS_DRAWN_TOGETHER
+    at_once = SET_SIZE
+    if views.splat.positions.is_cuda:  # it draws many small pictures in the time of a few
+        splats, most = _DRAWN_TOGETHER
+        at_once = max(SET_SIZE, min(most, splats // max(1, len(views.splat))))
     parts = []
-    for some in torch.arange(len(cams)).split(len(cams) if few_splats else SET_SIZE):
+    for some in torch.arange(len(cams)).split(at_once):
         parts.append(_encode(model, *views.render(cams[some], framing.center, config.background)))
         between()
     quarter = count // SET_SIZE

@@ -6,7 +6,7 @@ need triton, which comes with PyTorch for Linux; without it PyTorch's operations
 """
 
 import logging
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,17 +43,36 @@ def _suits(faster: Any, module: nn.Module) -> bool:
 
 def _kernels(x: Tensor) -> Any:
     """The module of kernels where they work on tensors like this one; else None."""
-    return _tried(x.device, x.dtype) if x.is_cuda else None
+    # Triton launches on the current device, whatever the tensors lie on.
+    if not x.is_cuda or x.dtype not in _DTYPES or x.device.index != torch.cuda.current_device():
+        return None
+    key = x.device, x.dtype
+    if key not in _tried:
+        if torch.cuda.is_current_stream_capturing():  # which ends at a trial
+            return None
+        try:
+            _tried[key] = _working(*key)
+        except torch.OutOfMemoryError:  # it may do later
+            return None
+    return _tried[key]
 
 
-@cache
-def _tried(device: torch.device, dtype: torch.dtype) -> Any:
+_DTYPES = torch.float32, torch.float16, torch.bfloat16
+_tried: dict[tuple[torch.device, torch.dtype], Any] = {}
+
+
+def _working(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module of kernels if a trial of them comes out right, else None with a word in the log."""
     try:
         from . import kernels
 
         logger.info("Readying kernels for %s; the first time on a machine they are compiled, for some seconds.", device)
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+        # Hooks on what is saved for a backward pass, such as checkpointing's, are not for the trial's.
+        apart = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False), apart:
             reason = _difference(kernels, device, dtype)
+    except torch.OutOfMemoryError:
+        raise
     except ImportError as error:
         kernels, reason = None, f"triton is not installed ({first_line(error)})"
     except Exception as error:  # an accelerator that does not work must never be a reason to stop
@@ -125,9 +144,19 @@ def _normalized(
 # -------------------------------------------------------------------------------------------------------------- layers
 
 
-def _plain(weight: Tensor, x: Tensor) -> bool:
-    """Whether the faster way is not open: away from CUDA, or where weights are trained, too."""
-    return not x.is_cuda or (weight.requires_grad and torch.is_grad_enabled())
+def _plain(module: nn.Module, x: Tensor, parts: Sequence[nn.Module | None] = ()) -> bool:
+    """Whether the faster way is not open: away from CUDA, where weights are trained, too, or for other parts.
+
+    parts: those whose weights are read without calling them, which a stranger's adapters and hooks would not see.
+    """
+    if not x.is_cuda or (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())):
+        return True
+    return not all(part is None or _bare(part) for part in parts)
+
+
+def _bare(part: nn.Module) -> bool:
+    known = type(part) in (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm, FusedGroupNorm)
+    return known and not (part._forward_pre_hooks or part._forward_hooks or "forward" in part.__dict__)
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -136,7 +165,7 @@ class FusedGroupNorm(nn.GroupNorm):
         return module.affine
 
     def forward(self, input: Tensor) -> Tensor:
-        if _plain(self.weight, input) or input.ndim != 4:
+        if _plain(self, input) or input.ndim != 4:
             return super().forward(input)
         return _normalized(self, input, silu=False)
 
@@ -156,7 +185,8 @@ class FusedResnetBlock(ResnetBlock2D):
         )
 
     def forward(self, input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _plain(self.conv1.weight, input_tensor) or temb is None or temb.requires_grad or self.training:
+        parts = self.norm1, self.conv1, self.norm2, self.conv2, self.conv_shortcut
+        if _plain(self, input_tensor, parts) or temb is None or temb.requires_grad or self.training:
             return super().forward(input_tensor, temb, *args, **kwargs)
         block: Any = self  # parts are declared as optional that are here
         x = _normalized(block.norm1, input_tensor, silu=True)
@@ -184,7 +214,7 @@ class FusedGate(GEGLU):
         return True
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _plain(self.proj.weight, hidden_states):
+        if _plain(self, hidden_states):
             return super().forward(hidden_states, *args, **kwargs)
         x = self.proj(hidden_states)
         kernels = _kernels(x)
@@ -229,7 +259,7 @@ class FusedTransformerBlock(BasicTransformerBlock):
     ) -> Tensor:
         block: Any = self  # parts are declared as optional that are here
         options: dict[str, Any] = cross_attention_kwargs or {}
-        kernels = None if _plain(block.norm2.weight, hidden_states) else _kernels(hidden_states)
+        kernels = None if _plain(self, hidden_states, (self.norm2, self.norm3)) else _kernels(hidden_states)
         if kernels is None or block._chunk_size is not None or "gligen" in options or "scale" in options:
             return super().forward(
                 hidden_states,
@@ -266,10 +296,14 @@ class FusedTransformer(Transformer2DModel):
         return bool(module.is_input_continuous)
 
     def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
+        if _plain(self.norm, hidden_states, (self.proj_in,)):
+            return super()._operate_on_continuous_inputs(hidden_states)
         tokens = _linear(self.proj_in, _as_tokens(self.norm(hidden_states)))
         return tokens, tokens.shape[-1]
 
     def _get_output_for_continuous_inputs(self, hidden_states: Tensor, residual: Tensor, **sizes: int) -> Tensor:
+        if _plain(self.norm, hidden_states, (self.proj_out,)):
+            return super()._get_output_for_continuous_inputs(hidden_states, residual, **sizes)
         return _as_picture(_linear(self.proj_out, hidden_states), residual) + residual
 
 

@@ -1,7 +1,7 @@
 """Pictures of Gaussian splats: the public calls, and what they return."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from copy import copy
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from weakref import WeakKeyDictionary
@@ -193,12 +193,13 @@ def _camera_tensors(cams: Cameras, like: Tensor) -> tuple[Tensor, ...]:
     A GPU draws a small splat in less than a millisecond, of which making these would take a tenth; so they are kept
     with cameras that need no gradients.
     """
-    parts = cams.c2w, cams.fov_y_deg
-    if any(part.requires_grad or part.is_inference() for part in parts):
+    if not like.is_cuda or cams.c2w.requires_grad or cams.fov_y_deg.requires_grad or cams.c2w.is_cuda:
         return _made_camera_tensors(cams, like)
-    # What one stream has on its way another may not read yet.
-    stream = torch.cuda.current_stream(like.device).cuda_stream if like.is_cuda else None
-    key = like.dtype, like.device, stream, *(part._version for part in parts)
+    if torch.cuda.is_current_stream_capturing():  # what is made then is nothing before the replay
+        return _made_camera_tensors(cams, like)
+    # What one stream has on its way another may not read yet; and whoever may have changed the cameras in place.
+    stream = torch.cuda.current_stream(like.device).cuda_stream
+    key = like.dtype, like.device, stream, cams.c2w.numpy().tobytes(), cams.fov_y_deg.numpy().tobytes()
     known = _kept.get(cams)
     if known is None or known[0] != key:
         with torch.inference_mode(False):  # what is kept must serve outside a host's inference mode, too
@@ -208,7 +209,9 @@ def _camera_tensors(cams: Cameras, like: Tensor) -> tuple[Tensor, ...]:
 
 def _made_camera_tensors(cams: Cameras, like: Tensor) -> tuple[Tensor, ...]:
     """They are made in float64 on the CPU and sent in one copy."""
-    precise = replace(cams, c2w=cams.c2w.to("cpu", torch.float64), fov_y_deg=cams.fov_y_deg.to("cpu", torch.float64))
+    precise = copy(cams)  # without the checks of new ones: cameras that are learned drift from rotations
+    for name in ("c2w", "fov_y_deg"):
+        object.__setattr__(precise, name, getattr(cams, name).to("cpu", torch.float64))
     viewmats, intrinsics = conversions.to_viewmats(precise), conversions.to_intrinsics(precise)
     numbers = torch.cat([viewmats.flatten(1), intrinsics.flatten(1), precise.centers], 1)
     # A copy that waits for the GPU would keep it from being given this picture while it draws the one before.
