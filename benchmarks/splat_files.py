@@ -14,6 +14,10 @@ are compared, which other work on the machine troubles least:
   path or by ``--splat-transform``. The time of the same conversion of a hundred splats, which is that of starting, is
   taken off. It stands against the sum of our loading and saving.
 
+Standard error tells each task as it starts and how long it took (a .sog takes minutes), and why it all ended if not by
+its end: a program that died, with its exit code or signal, or a signal that reached this one. Only SIGKILL leaves no
+word, but then the last line is the task that was under way.
+
 Claims: at least as fast as core for .ply, both ways; ahead of splat-transform in at least half of the formats, and of
 whichever converter is the fastest in at least half of all. A binary .ply loads within 4 times what reading its bytes
 takes. Files lie in memory where the system has such a place. Seconds are those of the clock and, in brackets, of the
@@ -27,13 +31,16 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -73,6 +80,29 @@ class Seconds(NamedTuple):
 
     def __sub__(self, other: "Seconds") -> "Seconds":  # pyright: ignore[reportIncompatibleMethodOverride]
         return Seconds(max(0.0, self.wall - other.wall), max(0.0, self.cpu - other.cpu))
+
+
+def end_with_a_word(number: int, frame: FrameType | None) -> None:
+    """Handles a signal: says its name, and ends as an error does, so that processes and files are cleared away."""
+    print(f"\nEnded by {signal.Signals(number).name}, sent from outside.", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Tells what is done now, then how long it took: what ends without a word has still said where."""
+    start = time.perf_counter()
+    print(what, end=" … ", file=sys.stderr, flush=True)
+    yield
+    print(f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    if code >= 0:
+        return f"with exit code {code}"
+    killer = " (the system kills so when memory runs out)" if -code == signal.SIGKILL else ""
+    return f"by {signal.Signals(-code).name}{killer}"
 
 
 class Program(Protocol):
@@ -173,19 +203,22 @@ class Interpreter:
 
     def run(self, task: str, form: str, path: Path) -> Seconds:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"do": task, "form": form, "path": str(path)}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        try:
+            self.process.stdin.write(json.dumps({"do": task, "form": form, "path": str(path)}) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
-            raise SystemExit(f"{self.name} ended while it was to {task} '{path.name}'")
+            how = ending(self.process.wait())
+            raise SystemExit(f"\n{self.name} ended {how} while it was to {task} '{path.name}'")
         answer = json.loads(line)
         if "reading" in answer and task == "load":
             self.reading[form] = min(answer["reading"], self.reading.get(form, float("inf")))
         return Seconds(answer["wall"], answer["cpu"])
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        self.process.kill()  # it holds nothing that is wanted, and may be minutes from the end of its task
         self.process.wait()
 
 
@@ -204,7 +237,7 @@ class SplatTransform:
         self.scene = scene
         self.tiny = tiny
         self.patience = patience
-        self.given_up: list[str] = []
+        self.given_up: list[tuple[str, str]] = []  # formats and tasks
 
     def tasks(self, form: str) -> list[str]:
         return ["to ply"] * (form in self.reads) + ["from ply"] * (form in self.writes)
@@ -213,8 +246,8 @@ class SplatTransform:
         source = form if task == "to ply" else "ply"
         start = self._convert(self.tiny(source), path)
         whole = self._convert(self.scene(source), path)
-        if whole is not None and whole.wall >= self.patience:
-            self.given_up.append(f"{form} {task}")
+        if whole is not None and whole.wall >= self.patience and (form, task) not in self.given_up:
+            self.given_up.append((form, task))
         return whole - start if whole and start else whole
 
     def _convert(self, source: Path, target: Path) -> Seconds | None:
@@ -222,12 +255,12 @@ class SplatTransform:
         command = [self.program, "-q", "-w", "-g", "cpu", str(source), str(target)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=self.patience)
-            failed = done.returncode and done.stderr
+            failed = f"ended {ending(done.returncode)}. {done.stderr.strip()[-300:]}" if done.returncode else ""
         except subprocess.TimeoutExpired:
             failed = ""
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         if failed:
-            print(f"{self.name}: {' '.join(command[1:])}: {failed.strip()[-300:]}", file=sys.stderr)
+            print(f"\n{self.name}: {' '.join(command[1:])}: {failed}", file=sys.stderr, flush=True)
             return None
         return Seconds(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
@@ -251,21 +284,23 @@ def measure(programs: list[Program], forms: list[str], rounds: int, made: Callab
     """The least time of every program for every task it knows, in turns. made: a file of a format."""
     times: dict[tuple[str, str, str], list[Seconds]] = {}
     for form in forms:
+        with told(f"{form}: the file that all load"):
+            made(form)
         for turn in range(rounds + 1):
             for program in programs:
                 for task in program.tasks(form):
-                    ending = ".ply" if task == "to ply" else FORMATS[form][0]
-                    path = made(form) if task == "load" else folder / f"out{ending}"
+                    suffix = ".ply" if task == "to ply" else FORMATS[form][0]
+                    path = made(form) if task == "load" else folder / f"out{suffix}"
                     done = times.setdefault((program.name, form, task), [])
                     if done and done[0].wall > SLOW:
                         continue  # one that takes minutes is timed once
-                    took = program.run(task, form, path)
+                    with told(f"{form}, turn {turn} of {rounds}: {program.name}, {task}"):
+                        took = program.run(task, form, path)
                     # The first turn compiles and fills caches.
                     if took is not None and (turn or took.wall > SLOW):
                         done.append(took)
                     if task != "load":
                         path.unlink(missing_ok=True)
-        print(f"{form} done", file=sys.stderr, flush=True)
     return {key: Seconds(*map(min, zip(*values, strict=True))) for key, values in times.items() if values}
 
 
@@ -289,8 +324,8 @@ def bytes_ratio(load: Callable[[], Seconds], path: Path, rounds: int) -> float:
     return statistics.median(loads[1:]) / statistics.median(reads[1:])
 
 
-def table(times: Times, names: list[str], forms: list[str]) -> list[str]:
-    """Seconds of each program, then how many times as long as ours the others take."""
+def table(times: Times, names: list[str], forms: list[str], given_up: set[tuple[str, str, str]]) -> list[str]:
+    """Seconds of each program, then how many times as long as ours the others take; ≥ where one was given up."""
     ours, *others = names
     lines = [
         f"| format | task | {' | '.join((*names, *(f'{name}: ours' for name in others)))} |",
@@ -298,13 +333,16 @@ def table(times: Times, names: list[str], forms: list[str]) -> list[str]:
     ]
     for form in forms:
         for task in ("load", "save", "from ply", "to ply"):
-            found = [times.get((name, form, task)) for name in others]
-            if not any(found) and task not in ("load", "save"):
+            found = [(times.get((name, form, task)), "≥ " * ((name, form, task) in given_up)) for name in others]
+            if not any(took for took, _ in found) and task not in ("load", "save"):
                 continue
             mine = times[ours, form, task]
             cells = [f"{mine.wall:.3f} ({mine.cpu:.3f})"]
-            cells += [f"{took.wall:.3f} ({took.cpu:.3f})" if took else "–" for took in found]
-            cells += [f"{took.wall / mine.wall:.2f} ({took.cpu / mine.cpu:.2f})" if took else "–" for took in found]
+            cells += [f"{least}{took.wall:.3f} ({took.cpu:.3f})" if took else "–" for took, least in found]
+            cells += [
+                f"{least}{took.wall / mine.wall:.2f} ({took.cpu / mine.cpu:.2f})" if took else "–"
+                for took, least in found
+            ]
             lines.append(f"| {form} | {task} | {' | '.join(cells)} |")
     return lines
 
@@ -337,6 +375,9 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=600, help="seconds after which a conversion is given up")
     parser.add_argument("--out", type=Path, help="a file for the table, in Markdown")
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup wants the hang-up ignored
+            signal.signal(number, end_with_a_word)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         return compare(arguments, Path(name))
@@ -351,8 +392,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
 
     def file_of(kind: str) -> Callable[[str], Path]:
         def made(form: str) -> Path:
-            ending, options = FORMATS[form]
-            path = folder / f"{kind}-{form}{ending}"
+            suffix, options = FORMATS[form]
+            path = folder / f"{kind}-{form}{suffix}"
             if not path.exists():
                 splats.save(scenes[kind], path, **options)
             return path
@@ -389,12 +430,15 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
         said.append("Without splat-transform: it is not on the path (npm i -g @playcanvas/splat-transform).")
     programs += converters
     served = [program for program in programs if isinstance(program, Interpreter)]
-    for program in served:
-        program.run("hold", "ply", whole("ply"))
-    times = with_conversions(measure(programs, forms, arguments.rounds, whole, folder), ours.name, forms)
-    ratio = bytes_ratio(lambda: ours.run("load", "ply", whole("ply")), whole("ply"), arguments.rounds)
-    for program in served:
-        program.close()
+    try:
+        for program in served:
+            with told(f"{program.name} takes up the splats that it is to save"):
+                program.run("hold", "ply", whole("ply"))
+        times = with_conversions(measure(programs, forms, arguments.rounds, whole, folder), ours.name, forms)
+        ratio = bytes_ratio(lambda: ours.run("load", "ply", whole("ply")), whole("ply"), arguments.rounds)
+    finally:
+        for program in served:
+            program.close()
     sizes_said = ", ".join(f"{form} {whole(form).stat().st_size / 1e6:.0f} MB" for form in forms)
     said.insert(0, f"{arguments.splats:,} splats of SH degree 3, {arguments.rounds} rounds; files: {sizes_said}.")
     said.append(f"Loading the .ply takes {ratio:.2f} times as long as reading its bytes (limit {READ_LIMIT:.0f}).")
@@ -411,9 +455,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
         )
         if "core" not in names and len(known) > 3 and 2 * len(won) < len(known):
             missed.append(f"half of the formats of {' and '.join(names)}")
+    given_up = set()
     for program in converters:
         if isinstance(program, SplatTransform) and program.given_up:
-            tasks = ", ".join(program.given_up)
+            given_up |= {(program.name, form, task) for form, task in program.given_up}
+            tasks = ", ".join(f"{form} {task}" for form, task in program.given_up)
             said.append(
                 f"{program.name} was not done after {arguments.patience:.0f} s, which then stand here: {tasks}."
             )
@@ -421,7 +467,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> int:
         for form, reading in program.reading.items():
             said.append(f"{program.name}'s reader alone, {form}: {reading:.3f} s.")
     said.append(f"Missed: {', '.join(missed)}." if missed else "Every claim is met.")
-    lines = [*table(times, [program.name for program in programs], forms), "", *(f"- {line}" for line in said)]
+    lines = [
+        *table(times, [program.name for program in programs], forms, given_up),
+        "",
+        *(f"- {line}" for line in said),
+    ]
     print("\n".join(lines))
     if arguments.out:
         arguments.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
