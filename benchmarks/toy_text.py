@@ -1,8 +1,8 @@
 """Does the toy model draw what captions say? Held-out combinations, read by a classifier of pictures.
 
-    python benchmarks/toy_text.py --classifier toy_classifier.safetensors --out benchmarks/results
+    python benchmarks/toy_text.py [--classifier FILE] [--out benchmarks/results] [--limit 6]
 
-The classifier is made by ``tools/train_toy.py classifier``. It first reads fresh renders, so that its own mistakes are
+The classifier, made by ``tools/train_toy.py classifier``, lies beside this file. It first reads fresh renders, so that its own mistakes are
 known before it judges the model's.
 """
 
@@ -47,7 +47,7 @@ def accuracies(reader: Classifier, views: Tensor, truth: tuple[Tensor, Tensor]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="toy")
-    parser.add_argument("--classifier", type=Path, required=True)
+    parser.add_argument("--classifier", type=Path, default=Path(__file__).with_name("toy_classifier.safetensors"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="folder for the table")
     parser.add_argument("--limit", type=int, default=1, help="only every n-th family (a trial)")
