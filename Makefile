@@ -26,8 +26,7 @@ demo: $(VENV)/installed  ## a splat becomes a token, a token becomes views: writ
 	$(BIN)/invert3d demo --out demo_output
 
 test:  ## lint, then unit, golden and host tests; says what it skipped and why
-	@$(MAKE) --no-print-directory -j2 $(VENV)/installed-test host-python
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory -j2 lint host-python
 	$(BIN)/python -m pytest -rs --durations=10 $(TEST_PARALLEL) $(PYTEST_ARGS)
 
 # An entry is <folder of a ComfyUI>, or <folder>:<its python>; without one a new .venv-host-… is made for each (minutes).

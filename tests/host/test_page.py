@@ -112,7 +112,7 @@ SHORTEN = """seed => {
     const set = (node, name, value) => node.widgets.find(widget => widget.name === name).value = value
     for (const node of app.graph.nodes) {
         if (node.type === "Invert3DTrainInversionToken")
-            for (const [name, value] of Object.entries({steps: 8, preview_every: 4, seed})) set(node, name, value)
+            for (const [name, value] of Object.entries({steps: 4, preview_every: 4, seed})) set(node, name, value)
         if (node.type === "Invert3DMVDreamSampler") set(node, "steps", 2)
     }
     window.invert3dSeen = {previews: [], done: null}
