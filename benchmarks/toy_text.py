@@ -2,8 +2,8 @@
 
     python benchmarks/toy_text.py [--classifier FILE] [--out benchmarks/results] [--limit 6]
 
-The classifier, made by ``tools/train_toy.py classifier``, lies beside this file. It first reads fresh renders, so that its own mistakes are
-known before it judges the model's.
+The classifier, made by ``tools/train_toy.py classifier``, lies beside this file. It first reads fresh renders, so that
+its own mistakes are known before it judges the model's.
 """
 
 import argparse
