@@ -137,10 +137,9 @@ def stock(model: Any) -> Iterator[None]:
 
     from invert3d_core.mvdream import fused
 
-    kinds = {faster: kind for kind, faster in fused.FASTER.items()}
     model.unet.to(memory_format=torch.contiguous_format)
-    for module in (*model.unet.modules(), *model.text_encoder.modules()):
-        module.__class__ = kinds.get(type(module), type(module))
+    fused.unfuse(model.unet)
+    fused.unfuse(model.text_encoder)
     try:
         yield
     finally:

@@ -103,7 +103,7 @@ class Objective:
             self._ahead = step, self.batch(step)
 
     @torch.no_grad()
-    def validation_batches(self, at_once: int = 1) -> list[Batch]:
+    def validation_batches(self, at_once: int) -> list[Batch]:
         """Sets, timesteps, noises and captions that are the same at every call, so many sets to a batch."""
         source = self._source
         if self._validation is None:

@@ -142,7 +142,7 @@ class Passes:
             self._validated_at_once = 1
             return True
 
-        return fitting(attempt, step_down, lambda reason: TrainingError(self._too_large(reason)))
+        return self._fitting(attempt, step_down)
 
     def _advance(
         self,
@@ -188,9 +188,9 @@ class Passes:
 
     # Memory
 
-    def _fitting(self, attempt: Callable[[], T]) -> T:
+    def _fitting(self, attempt: Callable[[], T], step_down: Callable[[str], bool] | None = None) -> T:
         """What the attempt gives, in smaller passes after each time that memory runs out."""
-        return fitting(attempt, self._step_down, lambda reason: TrainingError(self._too_large(reason)))
+        return fitting(attempt, step_down or self._step_down, lambda reason: TrainingError(self._too_large(reason)))
 
     def _step_down(self, reason: str) -> bool:
         """Go over to the next smaller way of doing the same, with a word in the log; False where there is none."""

@@ -31,6 +31,13 @@ def fuse(network: nn.Module) -> None:
             module.__class__ = faster
 
 
+def unfuse(network: nn.Module) -> None:
+    """Make a network's layers stock again, in place: to measure or to compare."""
+    stock = {faster: kind for kind, faster in FASTER.items()}
+    for module in network.modules():
+        module.__class__ = stock.get(type(module), type(module))
+
+
 def _suits(faster: Any, module: nn.Module) -> bool:
     try:
         return faster.suits(module)
@@ -39,6 +46,10 @@ def _suits(faster: Any, module: nn.Module) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------- kernels
+
+
+_DTYPES = torch.float32, torch.float16, torch.bfloat16
+_tried: dict[tuple[torch.device, torch.dtype], Any] = {}
 
 
 def _kernels(x: Tensor) -> Any:
@@ -55,10 +66,6 @@ def _kernels(x: Tensor) -> Any:
         except torch.OutOfMemoryError:  # it may do later
             return None
     return _tried[key]
-
-
-_DTYPES = torch.float32, torch.float16, torch.bfloat16
-_tried: dict[tuple[torch.device, torch.dtype], Any] = {}
 
 
 def _working(device: torch.device, dtype: torch.dtype) -> Any:

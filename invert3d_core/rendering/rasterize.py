@@ -193,9 +193,9 @@ def _camera_tensors(cams: Cameras, like: Tensor) -> tuple[Tensor, ...]:
     A GPU draws a small splat in less than a millisecond, of which making these would take a tenth; so they are kept
     with cameras that need no gradients.
     """
-    if not like.is_cuda or cams.c2w.requires_grad or cams.fov_y_deg.requires_grad or cams.c2w.is_cuda:
-        return _made_camera_tensors(cams, like)
-    if torch.cuda.is_current_stream_capturing():  # what is made then is nothing before the replay
+    learned = cams.c2w.requires_grad or cams.fov_y_deg.requires_grad
+    # What is made while a stream is captured is nothing before the replay.
+    if not like.is_cuda or cams.c2w.is_cuda or learned or torch.cuda.is_current_stream_capturing():
         return _made_camera_tensors(cams, like)
     # What one stream has on its way another may not read yet; and whoever may have changed the cameras in place.
     stream = torch.cuda.current_stream(like.device).cuda_stream

@@ -164,6 +164,8 @@ def test_a_fused_unet_is_the_stock_one(monkeypatch, with_kernels):
     assert set(fused.FASTER.values()) - {fused.FusedQuickGELU} <= kinds and set(unet.state_dict()) == names
     for a, b in zip(both_ways(drawn, latents, text), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    fused.unfuse(unet)
+    assert not {type(module) for module in unet.modules()} & set(fused.FASTER.values())
 
 
 @interpreted
