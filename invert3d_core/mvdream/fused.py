@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
 
 from ..errors import first_line
+from .joined import JoinedLinear, join, separate
 
 logger = logging.getLogger("invert3d")
 
@@ -29,6 +30,7 @@ def fuse(network: nn.Module) -> None:
         faster = FASTER.get(type(module))
         if faster is not None and _suits(faster, module):
             module.__class__ = faster
+    join(network)
 
 
 def unfuse(network: nn.Module) -> None:
@@ -36,6 +38,7 @@ def unfuse(network: nn.Module) -> None:
     stock = {faster: kind for kind, faster in FASTER.items()}
     for module in network.modules():
         module.__class__ = stock.get(type(module), type(module))
+    separate(network)
 
 
 def _suits(faster: Any, module: nn.Module) -> bool:
@@ -148,6 +151,14 @@ def _normalized(
     return F.silu(x) if silu else x
 
 
+def _carried(norm: nn.GroupNorm, x: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
+    """x, to be used from here on, and its group norm: the gradients of both become one in one pass."""
+    kernels = _kernels(x) if x.is_contiguous(memory_format=torch.channels_last) else None
+    if kernels is None:
+        return x, _normalized(norm, x, silu)
+    return kernels.carried_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=silu)
+
+
 # -------------------------------------------------------------------------------------------------------------- layers
 
 
@@ -162,7 +173,7 @@ def _plain(module: nn.Module, x: Tensor, parts: Sequence[nn.Module | None] = ())
 
 
 def _bare(part: nn.Module) -> bool:
-    known = type(part) in (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GroupNorm, FusedGroupNorm)
+    known = type(part) in (nn.Conv2d, nn.Linear, JoinedLinear, nn.LayerNorm, nn.GroupNorm, FusedGroupNorm)
     return known and not (part._forward_pre_hooks or part._forward_hooks or "forward" in part.__dict__)
 
 
@@ -196,9 +207,9 @@ class FusedResnetBlock(ResnetBlock2D):
         if _plain(self, input_tensor, parts) or temb is None or temb.requires_grad or self.training:
             return super().forward(input_tensor, temb, *args, **kwargs)
         block: Any = self  # parts are declared as optional that are here
-        x = _normalized(block.norm1, input_tensor, silu=True)
+        input_tensor, x = _carried(block.norm1, input_tensor, silu=True)
         x = F.conv2d(x, block.conv1.weight, padding=block.conv1.padding)
-        rows = block.time_emb_proj(F.silu(temb))
+        rows = block.time_emb_proj(_activated(temb))
         x = _normalized(block.norm2, x, silu=True, rows=rows, bias=block.conv1.bias)
         x = F.conv2d(x, block.conv2.weight, padding=block.conv2.padding)
         shortcut = input_tensor
@@ -240,6 +251,10 @@ class FusedQuickGELU(QuickGELUActivation):
         return super().forward(input) if kernels is None else kernels.quick_gelu(input)
 
 
+def _norms(block: BasicTransformerBlock) -> tuple[Any, ...]:
+    return block.norm1, block.norm2, block.norm3
+
+
 class FusedTransformerBlock(BasicTransformerBlock):
     """Each sum of the residual stream and the layer norm after it are one pass."""
 
@@ -250,7 +265,7 @@ class FusedTransformerBlock(BasicTransformerBlock):
             and module.pos_embed is None
             and module.attn2 is not None
             and not module.only_cross_attention
-            and all(type(part) is nn.LayerNorm and part.bias is not None for part in (module.norm2, module.norm3))
+            and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in _norms(module))
         )
 
     def forward(
@@ -266,7 +281,7 @@ class FusedTransformerBlock(BasicTransformerBlock):
     ) -> Tensor:
         block: Any = self  # parts are declared as optional that are here
         options: dict[str, Any] = cross_attention_kwargs or {}
-        kernels = None if _plain(self, hidden_states, (self.norm2, self.norm3)) else _kernels(hidden_states)
+        kernels = None if _plain(self, hidden_states, _norms(self)) else _kernels(hidden_states)
         if kernels is None or block._chunk_size is not None or "gligen" in options or "scale" in options:
             return super().forward(
                 hidden_states,
@@ -279,11 +294,12 @@ class FusedTransformerBlock(BasicTransformerBlock):
                 added_cond_kwargs=added_cond_kwargs,
             )
 
-        def joined(update: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-            return kernels.add_norm(x.contiguous(), update.contiguous(), norm.weight, norm.bias, norm.eps)
+        def joined(update: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+            update = None if update is None else update.contiguous()
+            return kernels.add_norm(x.contiguous(), update, norm.weight, norm.bias, norm.eps)
 
         x = hidden_states
-        normal = block.norm1(x)
+        x, normal = joined(None, block.norm1)
         x, normal = joined(block.attn1(normal, attention_mask=attention_mask, **options), block.norm2)
         update = block.attn2(
             normal,
@@ -302,16 +318,35 @@ class FusedTransformer(Transformer2DModel):
     def suits(module: Transformer2DModel) -> bool:
         return bool(module.is_input_continuous)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().forward(*args, **kwargs)
+        finally:  # of a pass that breaks off, for want of memory perhaps
+            vars(self).pop("_carried", None)
+
     def _operate_on_continuous_inputs(self, hidden_states: Tensor) -> tuple[Tensor, int]:
-        if _plain(self.norm, hidden_states, (self.proj_in,)):
+        if _plain(self.norm, hidden_states, (self.norm, self.proj_in)):
             return super()._operate_on_continuous_inputs(hidden_states)
-        tokens = _linear(self.proj_in, _as_tokens(self.norm(hidden_states)))
+        carried, normal = _carried(self.norm, hidden_states, silu=False)
+        vars(self)["_carried"] = carried
+        tokens = _linear(self.proj_in, _as_tokens(normal))
         return tokens, tokens.shape[-1]
 
     def _get_output_for_continuous_inputs(self, hidden_states: Tensor, residual: Tensor, **sizes: int) -> Tensor:
         if _plain(self.norm, hidden_states, (self.proj_out,)):
             return super()._get_output_for_continuous_inputs(hidden_states, residual, **sizes)
+        residual = vars(self).pop("_carried", residual)
         return _as_picture(_linear(self.proj_out, hidden_states), residual) + residual
+
+
+def _activated(temb: Tensor) -> Tensor:
+    """SiLU of a time embedding, once for all blocks that ask."""
+    if torch.compiler.is_compiling():
+        return F.silu(temb)
+    kept = vars(temb)
+    if "_activated" not in kept:
+        kept["_activated"] = F.silu(temb)
+    return kept["_activated"]
 
 
 def _as_tokens(pictures: Tensor) -> Tensor:  # (B,C,h,w) -> (B,h·w,C)

@@ -239,9 +239,9 @@ class _Recording:
 
     def __init__(self, work: Work, inputs: Sequence[Tensor], networks: Sequence[nn.Module]) -> None:
         device = inputs[0].device
-        self.weights = _Weights(networks)
         self._inputs = [copy_of(tensor) for tensor in inputs]
         expected = _aside(device, lambda: _ordinary(work, self._inputs))
+        self.weights = _Weights(networks)  # after a run, which may lay some of them side by side (`joined`)
         gc.collect()  # nothing of an earlier run or graph may be freed while this one is recorded
         self._graph, self._outputs = _record(device, lambda: _ordinary(work, self._inputs))
         self._graph.replay()

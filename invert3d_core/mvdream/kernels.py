@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ONCE = ["pixels", "channels", "size", "epsilon", "added"]  # not to be compiled anew for each of their values
+# Not to be compiled anew for each of their values.
+_ONCE = ["pixels", "channels", "size", "epsilon", "apart", "added", "also"]
 _TILE = 8192  # numbers of a picture taken at once: of those tried on an H100, with 16 warps, the fastest
 
 
@@ -43,7 +44,7 @@ def _slope(gradient, where, mask, normal, gain, offset, silu: tl.constexpr):
 @triton.jit(do_not_specialize=_ONCE)
 def _group_norm(
     x, rows, bias, weight, shift, out, moments, pixels, channels, size, epsilon,
-    added, silu: tl.constexpr, width: tl.constexpr, height: tl.constexpr,
+    apart, added, silu: tl.constexpr, width: tl.constexpr, height: tl.constexpr,
 ):  # fmt: skip
     group, picture = tl.program_id(0), tl.program_id(1)
     start = picture.to(tl.int64) * pixels * channels + group * size
@@ -53,7 +54,7 @@ def _group_norm(
     inside = column < size
     more = tl.zeros([width], tl.float32)
     if added != 0:
-        more += tl.load(rows + picture * channels + group * size + column, inside, 0.0).to(tl.float32)
+        more += tl.load(rows + picture * apart + group * size + column, inside, 0.0).to(tl.float32)
         more += tl.load(bias + group * size + column, inside, 0.0).to(tl.float32)
     origin = tl.load(x).to(tl.float32)  # sums of what is far from zero would lose digits
     total = tl.zeros([height, width], tl.float32)
@@ -86,13 +87,14 @@ def _group_norm(
 
 @triton.jit(do_not_specialize=_ONCE)
 def _group_norm_backward(
-    x, rows, bias, weight, shift, gradient, moments, out, pixels, channels, size,
-    added, silu: tl.constexpr, width: tl.constexpr, height: tl.constexpr,
+    x, rows, bias, weight, shift, gradient, more, moments, out, pixels, channels, size,
+    apart, added, also, silu: tl.constexpr, width: tl.constexpr, height: tl.constexpr,
 ):  # fmt: skip
     group, picture = tl.program_id(0), tl.program_id(1)
     start = picture.to(tl.int64) * pixels * channels + group * size
     x += start
     gradient += start
+    more += start
     out += start
     column = tl.arange(0, width)
     inside = column < size
@@ -100,7 +102,7 @@ def _group_norm_backward(
     mean, scale = tl.load(place), tl.load(place + 1)
     before = tl.zeros([width], tl.float32) - mean
     if added != 0:
-        before += tl.load(rows + picture * channels + group * size + column, inside, 0.0).to(tl.float32)
+        before += tl.load(rows + picture * apart + group * size + column, inside, 0.0).to(tl.float32)
         before += tl.load(bias + group * size + column, inside, 0.0).to(tl.float32)
     gain = tl.load(weight + group * size + column, inside, 0.0).to(tl.float32)
     offset = tl.load(shift + group * size + column, inside, 0.0).to(tl.float32)
@@ -121,7 +123,10 @@ def _group_norm_backward(
         where, mask, value = _tile(x, first, pixels, channels, inside, column, height)
         normal = (value + before[None]) * scale
         slope = _slope(gradient, where, mask, normal, gain, offset, silu)
-        tl.store(out + where, ((slope - even - normal * tilt) * scale).to(out.dtype.element_ty), mask)
+        result = (slope - even - normal * tilt) * scale
+        if also != 0:
+            result += tl.load(more + where, mask, 0.0).to(tl.float32)
+        tl.store(out + where, result.to(out.dtype.element_ty), mask)
         first += height
 
 
@@ -139,29 +144,35 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, rows: Tensor | None, bias: Tensor | None,
         groups: int, weight: Tensor, shift: Tensor, epsilon: float, silu: bool,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         grid, shape = _grid(x, groups)
-        added = rows is not None and bias is not None
-        rows, bias = (rows, bias) if added else (weight, weight)
-        ctx.added, ctx.silu = int(added), silu
+        ctx.added, ctx.silu = 1, silu
+        if rows is None or bias is None:
+            ctx.added, rows, bias = 0, weight, weight
+        ctx.set_materialize_grads(False)
         out = torch.empty_like(x)
         moments = torch.empty(x.shape[0], groups, 2, dtype=torch.float32, device=x.device)
         _group_norm[grid](
-            x, rows, bias, weight, shift, out, moments, epsilon=epsilon, added=ctx.added, silu=ctx.silu, **shape
+            x, rows, bias, weight, shift, out, moments,
+            epsilon=epsilon, apart=rows.stride(0), added=ctx.added, silu=ctx.silu, **shape,
         )  # fmt: skip
         ctx.save_for_backward(x, rows, bias, weight, shift, moments)
-        return out
+        return x, out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, rows, bias, weight, shift, moments = ctx.saved_tensors
+        of_x, gradient = (None if g is None else g.contiguous(memory_format=torch.channels_last) for g in gradients)
+        if gradient is None:
+            return of_x, *(None,) * 7
         grid, shape = _grid(x, moments.shape[1])
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
+        more, also = (gradient, 0) if of_x is None else (of_x, 1)
         _group_norm_backward[grid](
-            x, rows, bias, weight, shift, gradient, moments, out, added=ctx.added, silu=ctx.silu, **shape
-        )
+            x, rows, bias, weight, shift, gradient, more, moments, out,
+            apart=rows.stride(0), added=ctx.added, also=also, silu=ctx.silu, **shape,
+        )  # fmt: skip
         return out, *(None,) * 7
 
 
@@ -173,11 +184,18 @@ def group_norm(
     epsilon: float,
     *,
     silu: bool = False,
-    rows: Tensor | None = None,  # (B,C)
+    rows: Tensor | None = None,  # (B,C), numbers of a row side by side
     bias: Tensor | None = None,  # (C,)
 ) -> Tensor:  # (B,C,h,w), channels-last, in the dtype of x
     """Group norm of x + rows + bias, and SiLU of that; rows and bias are given together or not at all."""
-    return _GroupNorm.apply(x, rows, bias, groups, weight, shift, epsilon, silu)
+    return _GroupNorm.apply(x, rows, bias, groups, weight, shift, epsilon, silu)[1]
+
+
+def carried_group_norm(
+    x: Tensor, groups: int, weight: Tensor, shift: Tensor, epsilon: float, *, silu: bool = False
+) -> tuple[Tensor, Tensor]:  # two (B,C,h,w), channels-last
+    """x itself and its `group_norm`. Who goes on with this x gets the gradients of both uses added up in one pass."""
+    return _GroupNorm.apply(x, None, None, groups, weight, shift, epsilon, silu)
 
 
 @triton.jit
@@ -299,12 +317,14 @@ def add(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:  # (B,C,h,w), (B,C,h,w), 
 
 
 @triton.jit
-def _add_norm(x, y, weight, shift, total, out, size, epsilon, width: tl.constexpr):
+def _add_norm(x, y, weight, shift, total, out, size, epsilon, two: tl.constexpr, width: tl.constexpr):
     column = tl.arange(0, width)
     inside = column < size
     place = tl.program_id(0).to(tl.int64) * size + column
-    value = tl.load(x + place, inside, 0.0).to(tl.float32) + tl.load(y + place, inside, 0.0).to(tl.float32)
-    tl.store(total + place, value.to(total.dtype.element_ty), inside)
+    value = tl.load(x + place, inside, 0.0).to(tl.float32)
+    if two:
+        value += tl.load(y + place, inside, 0.0).to(tl.float32)
+        tl.store(total + place, value.to(total.dtype.element_ty), inside)
     mean = tl.sum(value) / size
     value = tl.where(inside, value - mean, 0.0)
     scale = 1 / tl.sqrt(tl.sum(value * value) / size + epsilon)
@@ -332,14 +352,18 @@ def _add_norm_backward(total, weight, gradient, gradient_of_total, out, size, ep
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, shift: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor | None, weight: Tensor, shift: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
         size = x.shape[-1]
-        total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
+        total = x if y is None else torch.empty_like(x, dtype=torch.promote_types(x.dtype, y.dtype))
         out = torch.empty_like(total)
         width = triton.next_power_of_2(size)
-        _add_norm[(x.numel() // size,)](x, y, weight, shift, total, out, size, epsilon, width=width)
+        _add_norm[(x.numel() // size,)](
+            x, x if y is None else y, weight, shift, total, out, size, epsilon, two=y is not None, width=width
+        )
         ctx.save_for_backward(total, weight)
-        ctx.epsilon, ctx.dtypes = epsilon, (x.dtype, y.dtype)
+        ctx.epsilon, ctx.dtypes = epsilon, (x.dtype, None if y is None else y.dtype)
         return total, out
 
     @staticmethod
@@ -353,9 +377,10 @@ class _AddNorm(torch.autograd.Function):
         _add_norm_backward[(total.numel() // size,)](
             total, weight, of_out, of_total, out, size, ctx.epsilon, width=width
         )
-        return out.to(ctx.dtypes[0]), out.to(ctx.dtypes[1]), None, None, None
+        of_x, of_y = (None if dtype is None else out.to(dtype) for dtype in ctx.dtypes)
+        return of_x, of_y, None, None, None
 
 
-def add_norm(x: Tensor, y: Tensor, weight: Tensor, shift: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """x + y, (...,C) and contiguous, and the layer norm of that."""
+def add_norm(x: Tensor, y: Tensor | None, weight: Tensor, shift: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """x + y, (...,C) and contiguous, and the layer norm of that; without y, x itself and its layer norm."""
     return _AddNorm.apply(x, y, weight, shift, epsilon)

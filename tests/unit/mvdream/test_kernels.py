@@ -87,6 +87,28 @@ def test_group_norm(kernels, shape, silu, added, dtype):
 
 
 @interpreted
+def test_a_group_norm_adds_up_the_gradients_of_what_it_was_given(kernels):
+    torch.manual_seed(6)
+    x, (weight, shift) = pictures(2, 64, 4, 4), torch.randn(2, 64)
+
+    def ours(x):
+        carried, normal = kernels.carried_group_norm(x, 32, weight, shift, 1e-5, silu=True)
+        return carried * 3, normal
+
+    assert_alike(ours, lambda x: (x * 3, F.silu(F.group_norm(x, 32, weight, shift, 1e-5))), x)
+    assert_alike(lambda x: ours(x)[0], lambda x: x * 3, x)  # nobody asks for the norm's gradient
+
+
+@interpreted
+def test_rows_of_a_group_norm_may_lie_apart(kernels):
+    torch.manual_seed(7)
+    x, rows, (weight, shift, bias) = pictures(2, 64, 4, 4), torch.randn(2, 200)[:, 10:74], torch.randn(3, 64)
+    found = kernels.group_norm(x, 32, weight, shift, 1e-5, rows=rows, bias=bias)
+    expected = F.group_norm(x + (rows + bias)[:, :, None, None], 32, weight, shift, 1e-5)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@interpreted
 def test_group_norm_far_from_zero(kernels):
     """Sums of squares would have no digits left."""
     x = pictures(1, 64, 8, 8) + 5000
@@ -138,6 +160,9 @@ def test_sum_and_layer_norm(kernels, size, dtype):
         return x + y, F.layer_norm(x + y, (size,), weight, shift, 1e-5)
 
     assert_alike(lambda x, y: kernels.add_norm(x, y, weight, shift, 1e-5), theirs, x, y, dtype=dtype)
+    alone = lambda x: (x * 2, F.layer_norm(x, (size,), weight, shift, 1e-5))  # noqa: E731
+    carried = lambda x: (lambda same, normal: (same * 2, normal))(*kernels.add_norm(x, None, weight, shift, 1e-5))  # noqa: E731
+    assert_alike(carried, alone, x, dtype=dtype)
 
 
 @interpreted
