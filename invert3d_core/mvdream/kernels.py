@@ -5,8 +5,9 @@ channels-last pictures over and back, and activation, bias and sum are a pass ov
 makes one pass of several. They compute in float32, whatever the dtype, and have gradients in the activations alone:
 the weights are frozen. Importing this module raises ImportError where there is no triton; `fused` asks before.
 """
-# triton declares what is known when a kernel is compiled as constexpr, and is given plain numbers.
-# pyright: reportArgumentType=false
+# triton declares what is known when a kernel is compiled as constexpr, and is given plain numbers; its functions raise
+# an error when they are called from Python.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from typing import Any
 
@@ -123,10 +124,8 @@ def _group_norm_backward(
         where, mask, value = _tile(x, first, pixels, channels, inside, column, height)
         normal = (value + before[None]) * scale
         slope = _slope(gradient, where, mask, normal, gain, offset, silu)
-        result = (slope - even - normal * tilt) * scale
-        if also != 0:
-            result += tl.load(more + where, mask, 0.0).to(tl.float32)
-        tl.store(out + where, result.to(out.dtype.element_ty), mask)
+        further = tl.load(more + where, mask & (also != 0), 0.0).to(tl.float32)
+        tl.store(out + where, ((slope - even - normal * tilt) * scale + further).to(out.dtype.element_ty), mask)
         first += height
 
 
