@@ -195,7 +195,7 @@ class HostMVDream:
         """The model with its networks on their devices and room for the work on so many views beside them.
 
         Inside, inference mode is off, since what a model keeps from one call to the next must do for training too; and
-        a cancel takes effect before every pass through a network, in jobs without steps too.
+        a cancel takes effect before every pass through a network and every block of the VAE, in jobs without steps too.
         """
         per_pixel = TRAINING_BYTES_PER_PIXEL if training else SAMPLING_BYTES_PER_PIXEL
         memory = views * self.info.image_size**2 * per_pixel
@@ -203,10 +203,17 @@ class HostMVDream:
         with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as hooks:
             # Networks of plain layers work whole or not at all: the host can page only layers of its own.
             comfy.model_management.load_models_gpu(self._patchers, memory_required=memory, force_full_load=True)
-            for patcher in self._patchers:
-                hook: Any = patcher.model.network.register_forward_pre_hook(lambda *_: cancel())
+            for module in (self._model.unet, self._model.text_encoder, *_blocks(self._model.vae)):
+                hook: Any = module.register_forward_pre_hook(lambda *_: cancel())
                 hooks.callback(hook.remove)
             yield self._model
+
+
+def _blocks(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The parts of a network that it calls one after another. Of the VAE nothing else is called: it has no one pass."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            yield from module
 
 
 def _unet_dtype(unet: torch.nn.Module) -> torch.dtype:

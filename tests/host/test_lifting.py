@@ -10,7 +10,7 @@ from invert3d_core import splats
 from tests.host.client import Client, PromptRejected
 from tests.host.scenes import three_balls
 from tests.host.server import Server
-from tests.host.test_chain import at_step, steps_of
+from tests.host.test_chain import at_step, seconds_to_cancel, steps_of
 
 SIZE = 48
 STEPS = 40
@@ -71,6 +71,14 @@ def test_a_cancelled_fit_goes_on_and_a_finished_one_is_found_again(client: Clien
     assert "fit" in found.executed and set(steps_of(found, "fit")) == {5}
     assert "The splat is found again, with all its 5 steps: " in server.log()[before:]
     assert len(list((server.base / "user" / "__invert3d" / "fits").glob("splat-*.safetensors"))) >= 2
+
+
+def test_cancelled_fit_ends_within_a_second(client: Client) -> None:
+    """Of views as large as the node renders them, so that its steps and its start take their time."""
+    prompt = lifting(client, max_splats=0, steps=2000, resume=False)
+    prompt["views"]["inputs"] |= {"count": 4, "width": 256, "height": 256}
+    for step in (0, 3):
+        assert seconds_to_cancel(client, prompt, "fit", step) <= 1
 
 
 def test_what_cannot_be_is_refused_before_anything_runs(client: Client) -> None:
