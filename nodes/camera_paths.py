@@ -150,6 +150,7 @@ class CameraPath(io.ComfyNode):
         **widgets: list,
     ) -> io.NodeOutput:
         chosen = {name: values[0] for name, values in widgets.items()}
+        host.check_finite(**{name: value for name, value in chosen.items() if isinstance(value, float)})
         count = paths.frame_count(chosen["seconds"], chosen["fps"])
         if chosen["path"] == "keyframes":
             cams = cls._flight(keys, count, chosen)

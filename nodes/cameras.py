@@ -14,6 +14,7 @@ from . import host
 from .types import Cameras as CamerasSocket
 
 AXES = ["+x", "-x", "+y", "-y", "+z", "-z"]
+MAX_RINGS = 1000  # with the most cameras on each, still no trouble for memory; more is no list that somebody wrote
 
 
 def azimuth_start_input(advanced: bool) -> io.Input:
@@ -95,13 +96,15 @@ def check_elevations(elevations_deg: str | None) -> bool | str:
 
 
 def parse_elevations(text: str) -> list[float]:
-    """Degrees from a list such as "0, 30". ValueError when it is not one, or an angle is out of range."""
+    """Degrees from a list such as "0, 30". ValueError when it is not one, too long, or an angle is out of range."""
     try:
         rings = [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise ValueError(f"elevations_deg is {text!r}: write degrees separated by commas, such as 0, 30") from None
     if not rings or not all(-90 <= ring <= 90 for ring in rings):
         raise ValueError(f"elevations_deg is {text!r}: write one or more angles between -90 and 90")
+    if len(rings) > MAX_RINGS:
+        raise ValueError(f"elevations_deg holds {len(rings):,} angles: write at most {MAX_RINGS:,}")
     return rings
 
 
@@ -117,6 +120,9 @@ def orbit_cameras(
     height: int,
 ) -> Cameras:
     """The cameras of the orbit widgets around the asset's origin; radius 0 frames a sphere of this size."""
+    host.check_finite(
+        azimuth_start_deg=azimuth_start_deg, azimuth_span_deg=azimuth_span_deg, fov_y_deg=fov_y_deg, radius=radius
+    )
     rings = parse_elevations(elevations_deg)
     ring = core.azimuths(count, azimuth_start_deg, azimuth_span_deg)
     distance = radius or core.fit_radius(sphere_radius, fov_y_deg, width, height)

@@ -16,7 +16,7 @@ NO_TINT = "#ffffff"
 
 def rgb_of(name: str, color: str) -> tuple[float, float, float]:
     """The "#rrggbb" of a color widget with this name, in [0,1]. ValueError for anything else."""
-    if not re.fullmatch("#[0-9a-fA-F]{6}", color):
+    if not re.fullmatch("#[0-9a-fA-F]{6}", str(color)):  # an API prompt may hold anything
         raise ValueError(f"{name} is {color!r}: write a color as #rrggbb")
     red, green, blue = bytes.fromhex(color[1:])
     return red / 255, green / 255, blue / 255

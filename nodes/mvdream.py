@@ -254,7 +254,12 @@ class MVDreamSampler(io.ComfyNode):
         sampler: str = "ddim",
         cameras: Cameras | None = None,
     ) -> io.NodeOutput:
-        host.check_finite(guidance_scale=guidance_scale, guidance_rescale=guidance_rescale)
+        host.check_finite(
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            azimuth_start_deg=azimuth_start_deg,
+            elevation_deg=elevation_deg,
+        )
         info = mvdream.info
         cams = view_cameras(cameras, info, views, azimuth_start_deg, elevation_deg)
         choices: dict[str, Any] = {

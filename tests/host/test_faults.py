@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from invert3d_core import tokens
+from invert3d_core import cameras, tokens
 from tests.host.client import Client, PromptRejected
 from tests.host.server import Server
 from tests.host.test_chain import SHARED, at_step, chain, steps_of, token_file, training_only, write_chair
@@ -138,44 +138,149 @@ def test_training_goes_on_when_the_browser_disconnects(client: Client, server: S
 
 # ------------------------------------------------------------------------------------------------------ hostile strings
 
-NAN = float("nan")
-REFUSED = [
-    ("model", "model", "toy\0.safetensors", "there is no model"),
-    ("model", "model", "\ud800", "there is no model"),
-    ("model", "model", "x" * 5000, "there is no model"),
-    ("model", "model", "..\\..\\x.pt", "there is no model"),
-    ("splat", "file", "/etc/passwd", "there is no file"),
-    ("splat", "file", "../../../etc/passwd [input]", "there is no file"),
-    ("splat", "file", "chair.ply\0 [sample]", "there is no file"),
-    ("splat", "file", "x" * 5000 + " [sample]", "there is no file"),
-    ("splat", "file", "../assets.py [sample]", "there is no file"),
-    ("splat", "file", "\ud800.ply", "there is no file"),
-    ("splat", "file", 5, "there is no file"),
-    ("train", "name", "物" * 90, "200 bytes at most"),
-    ("train", "name", "a" * 101, "cannot be written in a prompt"),
-    ("train", "name", "a\0b", "cannot be written in a prompt"),
-    ("train", "name", "\ud800", "cannot be written in a prompt"),
-    ("train", "name", "cup\n", "cannot be written in a prompt"),
-    ("train", "name", {"a": 1}, "cannot be written in a prompt"),
-    ("train", "seed", NAN, "invalid_input_type"),
-    ("train", "seed", 2**64, "value_bigger_than_max"),
-    ("train", "steps", float("inf"), "invalid_input_type"),
-    ("train", "vectors", "abc", "invalid_input_type"),
-    ("train", "preset", "../reference", "value_not_in_list"),
-    ("train", "up", "+w", "value_not_in_list"),
-    ("save", "name", "..", "cannot be written in a prompt"),
-    ("save", "name", "C:\\cup", "cannot be written in a prompt"),
-    ("sample", "views", 1e9, "value_bigger_than_max"),
-    ("apply", "strength", float("inf"), "value_bigger_than_max"),
-]
+NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize(("node", "widget", "value", "message"), REFUSED)
-def test_hostile_widget_is_refused(client: Client, node: str, widget: str, value: object, message: str) -> None:
-    prompt = chain(client, "shared", **SHARED)
-    prompt[node]["inputs"][widget] = value
+@pytest.fixture(scope="module")
+def bench(server: Server, chair: None) -> dict:
+    """A prompt in which every node of the pack that has a number widget is at work on something small."""
+    cameras.save(cameras.orbit([0, 120, 240], 20, 3.0, 40, 32, 32), server.base / "input" / "poses.json")
+    client, size = Client(server.url), {"width": 32, "height": 32}
+    more = {
+        "poses": client.node("Invert3DLoadCameras", file="poses.json"),
+        "orbit": client.node("Invert3DOrbitCameras", count=2, **size),
+        "path": client.node("Invert3DCameraPath", path="spiral", seconds=0.1, **size),
+        "select": client.node("Invert3DSelectCameras", cameras=["orbit", 0]),
+        "infos": client.node("Invert3DCamerasToCameraInfo", cameras=["orbit", 0]),
+        "again": client.node("Invert3DCamerasFromCameraInfo", camera_info=["infos", 1]),
+        "views": client.node("Invert3DRenderOrbitViews", splat=["splat", 0], count=2, **size),
+        "fit": client.node(
+            "Invert3DSplatFromViews", images=["views", 0], cameras=["views", 3], max_splats=100, steps=2
+        ),
+    }
+    for name in ("transform", "crop", "clean", "decimate", "normalize", "recolor", "adjust", "orient"):
+        more[name] = client.node(f"Invert3D{name.capitalize()}Splat", splat=["splat", 0])
+    ends = {f"{name} end": client.node("PreviewAny", source=[name, 0]) for name in more}
+    return chain(client, "shared", sampling={"steps": 1}, **SHARED) | more | ends
+
+
+def with_widget(prompt: dict, node: str, widget: str, value: object) -> dict:
+    """A copy of a prompt with another value in one widget."""
+    changed = prompt[node] | {"inputs": prompt[node]["inputs"] | {widget: value}}
+    return prompt | {node: changed}
+
+
+def only(prompt: dict, node: str) -> dict:
+    """What a node of a prompt needs, and an end for it."""
+    needed, waiting = {}, [node]
+    while waiting:
+        name = waiting.pop()
+        needed[name] = prompt[name]
+        waiting += [value[0] for value in prompt[name]["inputs"].values() if isinstance(value, list)]
+    return needed | {"end": {"class_type": "PreviewAny", "inputs": {"source": [node, 0]}}}
+
+
+def number_widgets(client: Client, prompt: dict) -> dict[tuple[str, str], str]:
+    """INT or FLOAT, for every number widget of the pack; each of its nodes that has one must be in the prompt."""
+    pack = {name: info for name, info in client.get("/object_info").items() if info["category"].startswith("Invert3D")}
+    found = {
+        (name, widget, kind)
+        for name, info in pack.items()
+        for section in ("required", "optional")
+        for widget, (kind, *_) in info["input"].get(section, {}).items()
+        if kind in ("INT", "FLOAT")
+    }
+    nodes = {node["class_type"]: name for name, node in prompt.items()}
+    return {(nodes[name], widget): kind for name, widget, kind in sorted(found)}
+
+
+@pytest.mark.parametrize("value", [INF, -INF, 1e308, -1e308, "abc", {"a": 1}, None])
+def test_no_number_widget_takes_what_is_far_out_or_no_number(client: Client, bench: dict, value: object) -> None:
+    widgets, prompt = number_widgets(client, bench), bench
+    for node, widget in widgets:
+        prompt = with_widget(prompt, node, widget, value)
     with pytest.raises(PromptRejected) as refusal:
         client.queue(prompt)
+    told = {
+        (node, error["extra_info"]["input_name"])
+        for node, refused in refusal.value.body["node_errors"].items()
+        for error in refused["errors"]
+    }
+    assert not widgets.keys() - told
+    assert "exception_during" not in refusal.value.messages
+
+
+def test_no_number_widget_takes_nan(client: Client, bench: dict) -> None:
+    """The host's own limits let it pass where fractions are allowed."""
+    client.succeed(bench)
+    for (node, widget), kind in number_widgets(client, bench).items():
+        prompt = only(with_widget(bench, node, widget, NAN), node)
+        if kind == "INT":
+            with pytest.raises(PromptRejected, match=f"invalid_input_type.*: {widget}, nan"):
+                client.queue(prompt)
+            continue
+        run = client.run(prompt)
+        assert run.status == "error" and run.error is not None, f"{widget} of {node} is accepted"
+        assert run.error["node_id"] == node
+        assert run.error["exception_message"] == f"{widget} is nan: give it a finite number\n"
+
+
+@pytest.mark.parametrize(
+    ("node", "widget", "value", "message"),
+    [
+        ("model", "model", "toy\0.safetensors", "there is no model"),
+        ("model", "model", "\ud800", "there is no model"),
+        ("model", "model", "x" * 5000, "there is no model"),
+        ("model", "model", "..\\..\\x.pt", "there is no model"),
+        ("splat", "file", "/etc/passwd", "there is no file"),
+        ("splat", "file", "../../../etc/passwd [input]", "there is no file"),
+        ("splat", "file", "chair.ply\0 [sample]", "there is no file"),
+        ("splat", "file", "x" * 5000 + " [sample]", "there is no file"),
+        ("splat", "file", "../assets.py [sample]", "there is no file"),
+        ("splat", "file", "\ud800.ply", "there is no file"),
+        ("splat", "file", 5, "there is no file"),
+        ("poses", "file", "/etc/passwd", "there is no file"),
+        ("poses", "file", "../../../etc/passwd [input]", "there is no file"),
+        ("poses", "file", "poses.json\0", "there is no file"),
+        ("poses", "file", "poses.json\0 [input]", "there is no file"),
+        ("poses", "file", "x" * 5000, "there is no file"),
+        ("poses", "file", "../samples.json [sample]", "there is no file"),
+        ("poses", "file", "\ud800.json", "there is no file"),
+        ("poses", "file", {"a": 1}, "there is no file"),
+        ("train", "name", "物" * 90, "200 bytes at most"),
+        ("train", "name", "a" * 101, "cannot be written in a prompt"),
+        ("train", "name", "a\0b", "cannot be written in a prompt"),
+        ("train", "name", "\ud800", "cannot be written in a prompt"),
+        ("train", "name", "cup\n", "cannot be written in a prompt"),
+        ("train", "name", {"a": 1}, "cannot be written in a prompt"),
+        ("train", "seed", 2**64, "value_bigger_than_max"),
+        ("train", "preset", "../reference", "value_not_in_list"),
+        ("train", "up", "+w", "value_not_in_list"),
+        ("save", "name", "..", "cannot be written in a prompt"),
+        ("save", "name", "C:\\cup", "cannot be written in a prompt"),
+        ("views", "elevations_deg", "0, nan", "elevations_deg is '0, nan': write one or more angles between -90 and"),
+        ("views", "elevations_deg", "\ud800", "elevations_deg is '\\ud800': write degrees separated by commas"),
+        ("views", "background", 5, "background is 5: write a color as #rrggbb"),
+        ("views", "background", "#ffffff\n", "write a color as #rrggbb"),
+        ("views", "backend", "\0", "value_not_in_list"),
+        ("orbit", "elevations_deg", "0\0", "write degrees separated by commas"),
+        ("orbit", "elevations_deg", "0, " * 2000, "elevations_deg holds 2,000 angles: write at most 1,000"),
+        ("path", "easing", "\ud800", "value_not_in_list"),
+        ("fit", "preset", "../recommended", "preset is '../recommended': choose one of"),
+        ("fit", "density", {"a": 1}, "density is {'a': 1}: choose one of"),
+        ("normalize", "place", "\0", "value_not_in_list"),
+        ("recolor", "tint", {"a": 1}, "tint is {'a': 1}: write a color as #rrggbb"),
+        ("adjust", "sh_degree", NAN, "value_not_in_list"),
+        ("decimate", "method", "\ud800", "value_not_in_list"),
+        ("orient", "choice", "5", "value_not_in_list"),
+        ("orient", "turn_deg", NAN, "value_not_in_list"),
+    ],
+)
+def test_hostile_widget_is_refused(
+    client: Client, bench: dict, node: str, widget: str, value: object, message: str
+) -> None:
+    with pytest.raises(PromptRejected) as refusal:
+        client.queue(with_widget(bench, node, widget, value))
     assert message in refusal.value.messages
 
 
@@ -184,19 +289,26 @@ def test_hostile_widget_is_refused(client: Client, node: str, widget: str, value
     [
         ("train", "initial_words", "\ud800", "'\\ud800' hold ?, which the model does not know"),
         ("train", "initial_words", "\0", "which the model does not know"),
-        ("apply", "strength", NAN, "strength is nan: give it a finite number"),
-        ("sample", "guidance_scale", NAN, "guidance_scale is nan: give it a finite number"),
-        ("sample", "guidance_rescale", NAN, "guidance_rescale is nan: give it a finite number"),
-        ("sample", "elevation_deg", NAN, "elevation nan° is out of range"),
-        ("sample", "azimuth_start_deg", NAN, "holds NaN or infinity"),
+        ("poses", "file", None, "there is no file None: put it into ComfyUI's input folder"),
+        ("views", "background", None, "background is None: write a color as #rrggbb"),
+        ("fit", "preset", None, "There is no preset 'None'. Expected one of recommended"),
     ],
 )
-def test_hostile_widget_is_explained(client: Client, node: str, widget: str, value: object, message: str) -> None:
-    prompt = chain(client, "shared", **SHARED)
-    prompt[node]["inputs"][widget] = value
-    run = client.run(prompt)
-    assert run.status == "error" and run.error["node_id"] == node
+def test_hostile_widget_is_explained(
+    client: Client, bench: dict, node: str, widget: str, value: object, message: str
+) -> None:
+    run = client.run(only(with_widget(bench, node, widget, value), node))
+    assert run.status == "error" and run.error is not None and run.error["node_id"] == node
     assert message in run.error["exception_message"]
+
+
+def test_cameras_outside_the_hosts_folders_are_not_read(client: Client, server: Server, bench: dict) -> None:
+    outside = server.base / "outside.json"
+    outside.write_bytes((server.base / "input" / "poses.json").read_bytes())
+    client.succeed(only(bench, "poses"))
+    for name in ("../outside.json", "../outside.json [output]", "3d/../../outside.json", str(outside)):
+        with pytest.raises(PromptRejected, match="there is no file"):
+            client.queue(only(with_widget(bench, "poses", "file", name), "poses"))
 
 
 def test_longest_texts_and_odd_characters_are_only_text(client: Client, server: Server) -> None:
