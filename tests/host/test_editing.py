@@ -24,6 +24,7 @@ EDITS = {
     "Invert3DRecolorSplat": ({"hue_deg": 120}, LENGTHS),
     "Invert3DAdjustSplat": ({"size": 1.5, "sh_degree": "0"}, LENGTHS),
     "Invert3DNormalizeSplat": ({"radius": 2, "place": "ground", "turn": "y up"}, LENGTHS),
+    "Invert3DOrientSplat": ({"choice": "2", "turn_deg": "90"}, LENGTHS),
 }
 
 
@@ -168,6 +169,26 @@ def test_turned_splats_are_drawn_upright_as_before(client: Client, server: Serve
     for color, sign in ((BLUE, 1), (RED, -1), (GREEN, -1)):
         ball = (base_colors(item) - torch.tensor(color)).abs().amax(1) < 0.01
         assert item["positions"][ball, 1].mean() * sign > 0.2
+
+
+def test_every_splat_of_a_batch_is_oriented_and_shown(client: Client) -> None:
+    """Views with up and front on auto follow what is chosen, for both of the items."""
+    chosen = {"up": "+x", "front": "-z"}
+    prompt = edited(client, "Invert3DOrientSplat", **chosen)
+    for name, source, widgets in (("before", "batch", {}), ("set", "batch", chosen), ("after", "edit", {})):
+        prompt[f"views_{name}"] = client.node(
+            "Invert3DRenderOrbitViews", splat=[source, 0], count=1, width=64, height=64, **widgets
+        )
+        prompt[name] = client.node("SaveImage", images=[f"views_{name}", 0], filename_prefix=name)
+    prompt["info"] = client.node("PreviewAny", source=["edit", 2])
+    run = client.succeed(prompt)
+    before, expected, after = (client.images(run, name) for name in ("before", "set", "after"))
+    assert len(after) == len(LENGTHS)
+    assert np.array_equal(after, expected)
+    assert (np.abs(after - before).mean((1, 2, 3)) > 0.02).all()
+    lines = run.text("info").splitlines()
+    assert len(lines) == len(LENGTHS) and all(line.startswith("up +x, front -z chosen") for line in lines)
+    assert client.images(run, "edit").shape[::3] == (len(LENGTHS), 3), "a sheet of candidates for each"
 
 
 def test_a_lone_splat_far_away_is_cleaned_off(client: Client, server: Server) -> None:
