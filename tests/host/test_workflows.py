@@ -12,12 +12,14 @@ import torch
 
 from invert3d_core import __version__, cameras, rendering, splats
 from invert3d_core.cameras import Orientation
+from invert3d_core.mvdream.known_models import workflow_models
 from invert3d_core.splats import GaussianSplats, edit
 from invert3d_core.toy import samples
 from tests.host.client import Client, Run, decode_image
 from tests.host.page import ComfyPage
 from tests.host.server import PACK, Server
 from tests.host.test_pack import NODE_IDS
+from tools.graphs.tokens import CHECKPOINT
 from tools.make_workflows import HOST, NOTE, OURS, lay_out_files
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
@@ -111,6 +113,8 @@ def users_files(server: Server) -> Iterator[None]:
 def test_workflow_fits_the_nodes(file: Path, client: Client, comfy_page: ComfyPage) -> None:
     """Every widget of every node has a value, of the kind and in the place that the node expects now."""
     prompt = comfy_page.prompt_of(file)
+    missed = comfy_page.page.get_by_test_id("error-overlay").all_inner_texts()
+    assert not missed or file.stem == "token_in_core", "the page misses something; only a user's own may be missing"
     for node in prompt.values():
         description = client.object_info(node["class_type"])
         for name, (kind, *options) in description["input"].get("required", {}).items():
@@ -141,6 +145,32 @@ def test_workflow_says_which_packs_and_models_it_needs(file: Path) -> None:
             for model in properties["models"]:
                 assert set(model) == {"name", "url", "directory"}
                 assert model["url"].startswith("https://") and model["url"].endswith("/" + model["name"])
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("text_to_views", model) for model in workflow_models()] + [("token_in_core", CHECKPOINT)],
+    ids=lambda value: value if isinstance(value, str) else value["name"],
+)
+def test_page_offers_the_download_of_a_model_that_is_not_there(name: str, model: dict, comfy_page: ComfyPage) -> None:
+    graph = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    (loader,) = (node for node in graph["nodes"] if "models" in node["properties"])
+    loader["widgets_values"][0] = model["name"]
+    comfy_page.prompt_of(graph)
+    page = comfy_page.page
+    page.get_by_test_id("error-overlay-see-errors").click()
+    told = page.get_by_test_id("error-group-missing-model").inner_text()
+    assert model["name"] in told and model["directory"] in told
+    outside = re.compile("^https://")
+    page.context.route(outside, lambda route: route.fulfill(body="the file"))  # the network must not be needed
+    with page.expect_popup() as opened:
+        page.get_by_test_id("missing-model-download").click(timeout=10_000)  # not there for a file without an address
+    opened.value.wait_for_url(outside)
+    address = opened.value.url
+    opened.value.close()
+    page.context.unroute(outside)
+    assert address == model["url"]
+    assert comfy_page.errors == []
 
 
 @needs_trained_weights
