@@ -1,16 +1,18 @@
 """The training desk and the orbit picker in ComfyUI's real page, with both of its renderers."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
 
 from invert3d_core import splats, tokens
 from invert3d_core.toy.assets import draw
-from tests.host.client import Client
+from tests.host.client import Client, decode_image
 from tests.host.page import ComfyPage
 from tests.host.server import Server
 
@@ -95,6 +97,50 @@ def wait_for_steps(page: ComfyPage, steps: int) -> None:
     )
 
 
+def seconds_in(said: str) -> int:
+    """A remaining time, read as a person would; AssertionError when it is none."""
+    read = re.fullmatch(r"(?:(\d+) h )?(?:(\d+) min|(\d+) s) left", said)
+    assert read is not None, f"{said!r} is no remaining time"
+    hours, minutes, seconds = (int(part or 0) for part in read.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def check_validation_curve(page: ComfyPage, validation: list[list[float]]) -> None:
+    """The panel draws these (step, loss) pairs as a line and dots of their own, and names the last one."""
+    curves = page.page.evaluate(
+        """panel => {
+            const pointsOf = line => line.split(/[ML]/).slice(1).map(at => at.split(/[ h]/).slice(0, 2).map(Number))
+            return Object.fromEntries([...document.querySelectorAll(panel + " path")].map(path => [
+                path.getAttribute("class"),
+                {
+                    points: pointsOf(path.getAttribute("d")),
+                    colour: getComputedStyle(path).stroke,
+                    width: path.getBoundingClientRect().width,
+                }]))
+        }""",
+        PANEL,
+    )
+    line = curves["validation"]["points"]
+    assert len(line) == len(validation) >= 2 and line == curves["points"]["points"]
+    for ((_, loss), (x, y)), ((_, next_loss), (next_x, next_y)) in pairwise(zip(validation, line, strict=True)):
+        assert x < next_x and (loss > next_loss) == (y < next_y)  # y goes down
+    assert all(0 <= y <= 100 for _, y in line)
+    assert curves["validation"]["width"] > 100
+    for other in ("raw", "loss"):
+        assert curves[other]["points"] != line and curves[other]["colour"] != curves["validation"]["colour"]
+    assert float(page.page.inner_text(f"{PANEL} .second b")) == pytest.approx(validation[-1][1], rel=0.01)
+
+
+def previewed(page: ComfyPage, name: str) -> int:
+    """The step whose four views the strip below the curve shows, as it says; they are looked at."""
+    image = page.page.locator(f"{PANEL} .invert3d-preview img")
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 512
+    assert decode_image(image.screenshot()).std() > 0.05
+    said = re.fullmatch(rf"<{name}> at step (\d+)", image.get_attribute("alt") or "")
+    assert said is not None
+    return int(said[1])
+
+
 def refused(client: Client, body: object) -> tuple[int, str]:
     """Status and message with which the server refuses to stop a training."""
     with pytest.raises(urllib.error.HTTPError) as refusal:
@@ -114,10 +160,13 @@ def test_panel_follows_a_training_over_a_reload_to_an_early_end(
     wait_for_steps(desk_page, 2)
     wait_for_steps(desk_page, 4)
     page.wait_for_selector(f"{PANEL} .invert3d-preview:not([hidden]) img", timeout=120_000)
+    assert previewed(desk_page, name) % 4 == 0
+    page.wait_for_function("panel => document.querySelector(panel + ' .invert3d-quiet').textContent", arg=PANEL)
+    said = seconds_in(page.inner_text(f"{PANEL} .invert3d-quiet"))
     (running,) = [training for training in trainings(client) if training["name"] == name]
     assert (running["node_id"], running["status"], running["total"]) == (str(node), "training", FAR)
     assert running["workflow"]
-    assert page.evaluate("() => document.querySelector('.invert3d-preview img').naturalWidth") == 512
+    assert running["seconds_left"] / 4 < said < running["seconds_left"] * 4  # the first steps differ
     # Neither the workflow nor the prompt knows of the panel.
     assert "invert3d_training" not in json.dumps(page.evaluate("async () => await app.graphToPrompt()"))
 
@@ -135,6 +184,8 @@ def test_panel_follows_a_training_over_a_reload_to_an_early_end(
     assert kept["validation"][-1][0] == kept["step"]  # the last vectors had their chance
     best = min(kept["validation"], key=lambda pair: pair[1])
     assert kept["best_step"] == best[0]
+    check_validation_curve(desk_page, kept["validation"])
+    assert previewed(desk_page, name) == best[0]
     assert page.query_selector(f"{PANEL} button:visible") is None
     assert desk_page.errors == []
     assert refused(client, {"prompt_id": kept["prompt_id"], "node_id": kept["node_id"]})[0] == 409
