@@ -1,7 +1,5 @@
 """Training in a process of its own that is killed at a chosen moment."""
 
-import os
-import signal
 from pathlib import Path
 
 import torch
@@ -9,6 +7,7 @@ import torch
 from invert3d_core import inversion, tokens
 from invert3d_core.inversion.finished import TrainingStore, training_key
 from tests.unit.inversion.tiny_model import make_model, make_views
+from tests.unit.kills import die_while_saving
 
 CONFIG = inversion.preset(
     "recommended",
@@ -24,33 +23,10 @@ CONFIG = inversion.preset(
 def train(folder: str, started, die_in: str | None = None, save: int = 0, reached=None) -> None:
     """Train to the end and save the token, unless killed; `started` is set after the first step.
 
-    reached: a shared number that follows the steps that are done and saved.
-    die_in: "write" kills this process during the save-th checkpoint with half of its bytes on disk, "replace" after the
-    bytes and before they count, "replaced" right after.
+    reached: a shared number that follows the steps that are done and saved. die_in, save: see `die_while_saving`.
     """
     torch.set_num_threads(1)
-    count = 0
-    fsync, replace = os.fsync, os.replace
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def dying_fsync(descriptor: int) -> None:
-        nonlocal count
-        count += 1
-        if die_in == "write" and count == save:
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-            die()
-        fsync(descriptor)
-
-    def dying_replace(source, target) -> None:
-        if die_in == "replace" and count == save:
-            die()
-        replace(source, target)
-        if die_in == "replaced" and count == save:
-            die()
-
-    os.fsync, os.replace = dying_fsync, dying_replace
+    die_while_saving(die_in, save)
 
     def progress(step, total, *, metrics=None, preview=None):
         if metrics is not None:

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import random
 import shutil
@@ -9,52 +8,35 @@ import pytest
 
 from invert3d_core import tokens
 from invert3d_core.inversion import checkpoint
-from tests.unit.inversion import child
+from tests.unit.inversion.child import CONFIG, train, train_in_store
+from tests.unit.kills import fresh_processes, run
 
 KILLS = int(os.environ.get("INVERT3D_KILLS", "10"))  # 100 take some minutes
 
 
 @pytest.fixture(scope="module")
 def processes():
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        pytest.skip("this system cannot fork a fresh process cheaply")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.unit.inversion.child"])
-    return context
-
-
-def run(context, folder, *args, kill_after=None, **named):
-    """Exit code of a training process; kill_after: seconds after its first step."""
-    started = context.Event()
-    process = context.Process(target=child.train, args=(str(folder), started, *args), kwargs=named)
-    process.start()
-    if kill_after is not None:
-        started.wait(60)
-        time.sleep(kill_after)
-        process.kill()
-    process.join(120)
-    assert process.exitcode is not None
-    return process.exitcode
+    return fresh_processes()
 
 
 def test_killed_training_resumes_to_the_same_file(processes, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run(processes, whole) == 0
+    assert run(processes, train, whole) == 0
     token = tokens.load(whole / "cup.safetensors")
     assert token.provenance["step"] > 0
 
-    kills = [run(processes, broken, "write", 1)]
+    kills = [run(processes, train, broken, "write", 1)]
     assert not (broken / "run.safetensors").exists()
-    kills.append(run(processes, broken, "replace", 3))
-    kills.append(run(processes, broken, "replaced", 2))
-    kills.append(run(processes, broken, "write", 4))
+    kills.append(run(processes, train, broken, "replace", 3))
+    kills.append(run(processes, train, broken, "replaced", 2))
+    kills.append(run(processes, train, broken, "write", 4))
     assert kills == [-signal.SIGKILL] * 4
     assert list(broken.glob(".run.safetensors.*.tmp"))  # half a checkpoint lies there
     moments = random.Random(5)
     for _ in range(3):
-        assert run(processes, broken, kill_after=moments.uniform(0, 0.04)) == -signal.SIGKILL
+        assert run(processes, train, broken, kill_after=moments.uniform(0, 0.04)) == -signal.SIGKILL
     assert not (broken / "cup.safetensors").exists()
-    assert run(processes, broken) == 0
+    assert run(processes, train, broken) == 0
 
     assert (broken / "cup.safetensors").read_bytes() == (whole / "cup.safetensors").read_bytes()
     assert (broken / "run.safetensors").read_bytes() == (whole / "run.safetensors").read_bytes()
@@ -65,7 +47,7 @@ def test_killed_at_random_moments_loses_nothing_that_was_saved(processes, tmp_pa
     """As many kills as KILLS; a training that gets to its end is compared and followed by a new one."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     began = time.monotonic()
-    assert run(processes, whole) == 0
+    assert run(processes, train, whole) == 0
     files = [whole / "cup.safetensors", whole / "run.safetensors"]
     reached = processes.Value("i", 0)
     moments = random.Random(11)
@@ -74,7 +56,7 @@ def test_killed_at_random_moments_loses_nothing_that_was_saved(processes, tmp_pa
     while kills < KILLS or (broken / "run.safetensors").exists():
         # The last one may live.
         after = moments.uniform(0, 0.1) if kills < KILLS else None
-        code = run(processes, broken, kill_after=after, reached=reached)
+        code = run(processes, train, broken, kill_after=after, reached=reached)
         saved, finished = checkpoint.peek(broken / "run.safetensors") or (0, False)
         assert saved >= reached.value, "a saved step is lost"
         if code == 0:
@@ -88,7 +70,7 @@ def test_killed_at_random_moments_loses_nothing_that_was_saved(processes, tmp_pa
             kills += 1
             steps.append(saved)
     print(
-        f"{kills} kills in {rounds} trainings of {child.CONFIG.steps} steps, "
+        f"{kills} kills in {rounds} trainings of {CONFIG.steps} steps, "
         f"at steps {min(steps)} to {max(steps)}: 0 saved steps lost, {rounds} of {rounds} results equal; "
         f"{time.monotonic() - began:.0f} s"
     )
@@ -97,9 +79,9 @@ def test_killed_at_random_moments_loses_nothing_that_was_saved(processes, tmp_pa
 def test_two_processes_with_one_checkpoint_file_do_not_harm_each_other(processes, tmp_path):
     """Nothing holds the file for a caller of the bare function: both train, and end as one would."""
     whole, shared = tmp_path / "whole", tmp_path / "shared"
-    assert run(processes, whole) == 0
+    assert run(processes, train, whole) == 0
     started = processes.Event()
-    both = [processes.Process(target=child.train, args=(str(shared), started)) for _ in range(2)]
+    both = [processes.Process(target=train, args=(str(shared), started)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -112,11 +94,11 @@ def test_two_processes_with_one_checkpoint_file_do_not_harm_each_other(processes
 
 def test_two_processes_in_one_store_train_the_same_once(processes, tmp_path):
     together, steps = processes.Barrier(2), processes.Value("i", 0)
-    both = [processes.Process(target=child.train_in_store, args=(str(tmp_path), together, steps)) for _ in range(2)]
+    both = [processes.Process(target=train_in_store, args=(str(tmp_path), together, steps)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
-    assert steps.value == child.CONFIG.steps
+    assert steps.value == CONFIG.steps
     assert len(os.listdir(tmp_path)) == 1
