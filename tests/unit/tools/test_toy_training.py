@@ -1,8 +1,12 @@
 """The training of the toy model: what it must never show, and that the shipped file draws what was trained."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from invert3d_core import mvdream
 from invert3d_core.mvdream.sampling import noise_from_velocity
@@ -11,12 +15,13 @@ from invert3d_core.toy.colors import NAMES
 from invert3d_core.toy.families import KNOWN
 from invert3d_core.toy.primitives import COLOR, PART
 from invert3d_core.toy.vocabulary import words
+from tools.toy_training import training
 from tools.toy_training.export import export
 from tools.toy_training.networks import encode_text, make_vae, word_table
 from tools.toy_training.pool import PRIMITIVES, _jittered, camera_vectors, draw_pool
 from tools.toy_training.preview import text_ids
 from tools.toy_training.prompts import END, SLOT, Vocabulary, make_prompts
-from tools.toy_training.training import Diffusion, flat_gradients
+from tools.toy_training.training import Diffusion, Run, Schedule, Trainer, flat_gradients
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,63 @@ def test_flat_gradients_are_autograds():
         assert parameter.grad is held and held.stride() == parameter.stride()
         assert torch.equal(held, wanted)
     assert float(flat.norm()) == pytest.approx(float(torch.cat([g.flatten() for g in expected]).norm()))
+
+
+class Work:
+    """A training of a network so small that only the loop counts; each step takes seven seconds of its own clock.
+
+    killed_at: the step in which it ends without a word.
+    """
+
+    def __init__(self, folder, seed, killed_at=None):
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(seed)
+        networks = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), "head": nn.Linear(6, 2)})
+        self.trainer = Trainer(
+            Run(folder, torch.device("cpu")), "tiny", networks, Schedule(1e-2, 30), seconds=700, decay=0.01
+        )
+        self.killed_at, self.now = killed_at, 1000.0 * seed  # no clock starts where another one stopped
+        self.rates = []
+
+    def fill_gradients(self):
+        step, networks = self.trainer.step, self.trainer.networks
+        if step == self.killed_at:
+            raise KeyboardInterrupt
+        self.now += 7
+        self.rates.append(self.trainer.optimizer.param_groups[0]["lr"])
+        self.trainer.gradients.zero_()
+        batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        loss = networks["head"](networks["body"](batch)).square().mean()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    def loop(self, monkeypatch, seconds=math.inf):
+        monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.trainer.loop(self.fill_gradients, self.now + seconds, report_every=50)
+
+    def state(self):
+        return [*self.trainer.networks.state_dict().values(), *self.trainer.average]
+
+
+def test_a_stopped_and_a_killed_training_go_on_to_the_same_weights(tmp_path, monkeypatch):
+    """The learning rate goes by the clock, so the clock is the test's."""
+    whole = Work(tmp_path / "whole", seed=1)
+    whole.loop(monkeypatch)
+    assert (whole.trainer.step, whole.trainer.spent, whole.trainer.done) == (100, 700, True)
+
+    stopped = Work(tmp_path / "broken", seed=1)
+    stopped.loop(monkeypatch, seconds=150)
+    assert (stopped.trainer.step, stopped.trainer.done) == (40, False)
+    killed = Work(tmp_path / "broken", seed=2, killed_at=75)
+    with pytest.raises(KeyboardInterrupt):
+        killed.loop(monkeypatch)
+    last = Work(tmp_path / "broken", seed=3)
+    assert last.trainer.step == 60, "it was saved on the way"
+    last.loop(monkeypatch)
+    assert (last.trainer.step, last.trainer.spent, last.trainer.done) == (100, 700, True)
+    assert whole.rates == stopped.rates + killed.rates[:20] + last.rates
+    assert all(torch.equal(found, expected) for found, expected in zip(last.state(), whole.state(), strict=True))
+    assert Work(tmp_path / "broken", seed=4).trainer.done
 
 
 def test_prompts_say_what_the_pictures_show(pool):
