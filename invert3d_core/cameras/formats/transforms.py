@@ -4,6 +4,7 @@ Both give camera-to-world matrices in OpenGL's camera axes, as ours are, in a wo
 docs.nerf.studio/quickstart/data_conventions.html. Lenses may stand at the top or with each frame.
 """
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,9 @@ def write(cams: Cameras, names: Sequence[str], more: Mapping[str, Any] | None = 
         **extra,
         "frames": frames,
     }
-    return (json.dumps(top, indent=1) + "\n").encode()
+    text = io.StringIO()
+    json.dump(top, text, indent=1)  # `dumps` would list every bracket and number first
+    return (text.getvalue() + "\n").encode()
 
 
 def _size_of(values: Mapping[str, Any], file: str) -> tuple[float, float] | None:
