@@ -156,7 +156,9 @@ class HostMVDream:
         self._patchers = []
         for network, load_device, offload_device in places:
             held = MVDreamNetwork(network, offload_device).to(offload_device)
-            self._patchers.append(comfy.model_patcher.CoreModelPatcher(held, load_device, offload_device))
+            # Not CoreModelPatcher: where the host pages weights ("dynamic VRAM"), that one copies all of a network of
+            # plain layers to the GPU anew for each prompt, and what was recorded with the copies before is lost.
+            self._patchers.append(comfy.model_patcher.ModelPatcher(held, load_device, offload_device))
         self.source = source
 
     @classmethod
