@@ -294,20 +294,20 @@ class FusedTransformerBlock(BasicTransformerBlock):
                 added_cond_kwargs=added_cond_kwargs,
             )
 
-        def joined(update: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        def add_and_norm(update: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
             update = None if update is None else update.contiguous()
             return kernels.add_norm(x.contiguous(), update, norm.weight, norm.bias, norm.eps)
 
         x = hidden_states
-        x, normal = joined(None, block.norm1)
-        x, normal = joined(block.attn1(normal, attention_mask=attention_mask, **options), block.norm2)
+        x, normal = add_and_norm(None, block.norm1)
+        x, normal = add_and_norm(block.attn1(normal, attention_mask=attention_mask, **options), block.norm2)
         update = block.attn2(
             normal,
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=encoder_attention_mask,
             **options,
         )
-        x, normal = joined(update, block.norm3)
+        x, normal = add_and_norm(update, block.norm3)
         return block.ff(normal) + x
 
 

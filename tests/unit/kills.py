@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from invert3d_core.progress import Progress
+
 CHILDREN = ["tests.unit.inversion.child", "tests.unit.lift3d.child"]
 
 
@@ -34,6 +36,18 @@ def run(context: ForkServerContext, job: Callable[..., None], folder: Path, *arg
     process.join(120)
     assert process.exitcode is not None
     return process.exitcode
+
+
+def steps_told(started, reached) -> Progress:
+    """A progress callback: it sets the event `started` after the first step; `reached`, a shared number, follows."""
+
+    def progress(step, total, *, metrics=None, preview=None):
+        if metrics is not None:
+            started.set()
+            if reached is not None:
+                reached.value = step
+
+    return progress
 
 
 def die_while_saving(die_in: str | None, save: int) -> None:

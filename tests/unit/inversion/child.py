@@ -7,7 +7,7 @@ import torch
 from invert3d_core import inversion, tokens
 from invert3d_core.inversion.finished import TrainingStore, training_key
 from tests.unit.inversion.tiny_model import make_model, make_views
-from tests.unit.kills import die_while_saving
+from tests.unit.kills import die_while_saving, steps_told
 
 CONFIG = inversion.preset(
     "recommended",
@@ -28,15 +28,14 @@ def train(folder: str, started, die_in: str | None = None, save: int = 0, reache
     torch.set_num_threads(1)
     die_while_saving(die_in, save)
 
-    def progress(step, total, *, metrics=None, preview=None):
-        if metrics is not None:
-            started.set()
-            if reached is not None:
-                reached.value = step
-
     path = Path(folder)
     result = inversion.train_token(
-        make_model(), make_views(), CONFIG, name="cup", checkpoint=path / "run.safetensors", progress=progress
+        make_model(),
+        make_views(),
+        CONFIG,
+        name="cup",
+        checkpoint=path / "run.safetensors",
+        progress=steps_told(started, reached),
     )
     tokens.save(result.token, path / "cup.safetensors", overwrite=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from invert3d_core import lift3d, splats
-from tests.unit.kills import die_while_saving
+from tests.unit.kills import die_while_saving, steps_told
 from tests.unit.lift3d.scenes import balls, rig, tiny, views
 
 CONFIG = tiny(start="random", steps=20, checkpoint_every=1)  # the hull would take most of the time
@@ -19,13 +19,8 @@ def fit(folder: str, started, die_in: str | None = None, save: int = 0, reached=
     torch.set_num_threads(1)
     die_while_saving(die_in, save)
 
-    def progress(step, total, *, metrics=None, preview=None):
-        if metrics is not None:
-            started.set()
-            if reached is not None:
-                reached.value = step
-
     path, cams = Path(folder), rig(3, 16)
     images, masks = views(balls(), cams)
-    result = lift3d.fit_splats(images, masks, cams, CONFIG, checkpoint=path / "run.safetensors", progress=progress)
+    told = steps_told(started, reached)
+    result = lift3d.fit_splats(images, masks, cams, CONFIG, checkpoint=path / "run.safetensors", progress=told)
     splats.save(result.splats, path / "balls.ply")

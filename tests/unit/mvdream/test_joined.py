@@ -32,10 +32,9 @@ def unet():
     return make_model().unet
 
 
-def results(unet, latents=None, text=None):
+def results(unet):
     torch.manual_seed(0)
-    leaves = [torch.randn(2, 4, 4, 4), torch.randn(2, 5, 16)]
-    leaves = [x.requires_grad_() for x in leaves]
+    leaves = [torch.randn(shape).requires_grad_() for shape in ((2, 4, 4, 4), (2, 5, 16))]
     views = {"num_frames": 2}
     out = unet(leaves[0], 500, leaves[1], class_labels=torch.randn(2, 16), cross_attention_kwargs=views).sample
     return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
