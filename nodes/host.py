@@ -205,6 +205,9 @@ class HostMVDream:
         with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as hooks:
             # Networks of plain layers work whole or not at all: the host can page only layers of its own.
             comfy.model_management.load_models_gpu(self._patchers, memory_required=memory, force_full_load=True)
+            for patcher in self._patchers:
+                if patcher.loaded_size() < patcher.model_size():  # --novram leaves where it is what it cannot page
+                    patcher.load(patcher.load_device, full_load=True)
             for module in (self._model.unet, self._model.text_encoder, *_blocks(self._model.vae)):
                 hook: Any = module.register_forward_pre_hook(lambda *_: cancel())
                 hooks.callback(hook.remove)

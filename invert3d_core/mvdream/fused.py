@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.activations import QuickGELUActivation
 
 from ..errors import first_line
-from .joined import JoinedLinear, join, separate
+from .joined import JoinedLinear, join, separate, share
 
 logger = logging.getLogger("invert3d")
 
@@ -163,11 +163,13 @@ def _carried(norm: nn.GroupNorm, x: Tensor, silu: bool) -> tuple[Tensor, Tensor]
 
 
 def _plain(module: nn.Module, x: Tensor, parts: Sequence[nn.Module | None] = ()) -> bool:
-    """Whether the faster way is not open: away from CUDA, where weights are trained, too, or for other parts.
+    """Whether the faster way is not open: away from CUDA, for a compiler, where weights train, too, or for other parts.
 
     parts: those whose weights are read without calling them, which a stranger's adapters and hooks would not see.
     """
-    if not x.is_cuda or (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())):
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return True
+    if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
         return True
     return not all(part is None or _bare(part) for part in parts)
 
@@ -247,7 +249,7 @@ class FusedQuickGELU(QuickGELUActivation):
         return True
 
     def forward(self, input: Tensor) -> Tensor:
-        kernels = _kernels(input) if input.is_contiguous() else None
+        kernels = None if _plain(self, input) or not input.is_contiguous() else _kernels(input)
         return super().forward(input) if kernels is None else kernels.quick_gelu(input)
 
 
@@ -319,6 +321,8 @@ class FusedTransformer(Transformer2DModel):
         return bool(module.is_input_continuous)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)
         try:
             return super().forward(*args, **kwargs)
         finally:  # of a pass that breaks off, for want of memory perhaps
@@ -328,24 +332,24 @@ class FusedTransformer(Transformer2DModel):
         if _plain(self.norm, hidden_states, (self.norm, self.proj_in)):
             return super()._operate_on_continuous_inputs(hidden_states)
         carried, normal = _carried(self.norm, hidden_states, silu=False)
-        vars(self)["_carried"] = carried
+        vars(self)["_carried"] = hidden_states, carried
         tokens = _linear(self.proj_in, _as_tokens(normal))
         return tokens, tokens.shape[-1]
 
     def _get_output_for_continuous_inputs(self, hidden_states: Tensor, residual: Tensor, **sizes: int) -> Tensor:
         if _plain(self.norm, hidden_states, (self.proj_out,)):
             return super()._get_output_for_continuous_inputs(hidden_states, residual, **sizes)
-        residual = vars(self).pop("_carried", residual)
+        of, carried = vars(self).pop("_carried", (None, None))
+        if of is residual:  # else it is of another thread's pass
+            residual = carried
         return _as_picture(_linear(self.proj_out, hidden_states), residual) + residual
 
 
 def _activated(temb: Tensor) -> Tensor:
     """SiLU of a time embedding, once for all blocks that ask."""
-    if torch.compiler.is_compiling():
-        return F.silu(temb)
     kept = vars(temb)
     if "_activated" not in kept:
-        kept["_activated"] = F.silu(temb)
+        kept["_activated"] = share(F.silu(temb))
     return kept["_activated"]
 
 

@@ -1,7 +1,10 @@
 """On a real GPU: the faster layers do what the stock ones do."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from invert3d_core.mvdream import fused
 from tests.unit.inversion.tiny_model import make_model
@@ -35,7 +38,8 @@ def test_fused_networks_are_as_near_to_the_exact_result_as_stock_ones(monkeypatc
     def results(model):
         leaves = [tensor.to(model.dtype).requires_grad_() for tensor in (latents, text)]
         options = {"class_labels": cameras.to(model.dtype), "cross_attention_kwargs": {"num_frames": 4}}
-        out = model.unet(leaves[0], 500, leaves[1], **options).sample
+        # Not the leaf: products of the text are computed together only where they do not outlive the pass.
+        out = model.unet(leaves[0], 500, leaves[1] * 1, **options).sample
         words = model.text_encoder(input_ids=torch.arange(12, device="cuda")[None]).last_hidden_state
         return [out.detach(), words.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
@@ -47,3 +51,56 @@ def test_fused_networks_are_as_near_to_the_exact_result_as_stock_ones(monkeypatc
         error, usual = (float((x.double() - right).norm() / right.norm()) for x in (ours, theirs))
         # Eight bits go through a network by chance: what is wrong shows in float32.
         assert error < (1.2 if dtype == torch.float32 else 3) * usual + 1e-6
+
+
+@pytest.fixture
+def unet(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return make_model(width=64).to("cuda").unet
+
+
+def predictions(unet, seed, repeats=1):
+    """Predictions for inputs of a seed, and the gradients to the latents."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+    latents, cameras, text = (
+        torch.randn(4, *shape, device="cuda", generator=generator) for shape in ((4, 8, 8), (16,), (5, 64))
+    )
+    options = {"class_labels": cameras, "cross_attention_kwargs": {"num_frames": 4}, "return_dict": False}
+    found = []
+    for _ in range(repeats):
+        leaf = latents.clone().requires_grad_()
+        (out,) = unet(leaf, torch.tensor(500, device="cuda"), text, **options)
+        out.square().sum().backward()
+        found += [out.detach(), leaf.grad]
+    return found
+
+
+def assert_near(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < 1e-4 * b.norm()
+
+
+def test_threads_in_one_network_do_not_disturb_each_other(unet):
+    repeats = 20
+    expected = [repeats * predictions(unet, seed) for seed in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda seed: predictions(unet, seed, repeats), range(2)))
+    for ours, right in zip(found, expected, strict=True):
+        assert_near(ours, right)
+
+
+def test_a_compiler_takes_whole_networks(unet):
+    expected = predictions(unet, 0)
+    assert_near(predictions(torch.compile(unet, fullgraph=True, backend="aot_eager"), 0), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_parts_may_be_computed_twice(unet, reentrant):
+    expected = predictions(unet, 0)
+    for module in [m for m in unet.modules() if hasattr(m, "to_q") or hasattr(m, "time_emb_proj")]:
+
+        def again(*args, usual=module.forward, **kwargs):
+            return checkpoint(lambda x: usual(x, *args[1:], **kwargs), args[0], use_reentrant=reentrant)
+
+        module.forward = again
+    assert_near(predictions(unet, 0), expected)
