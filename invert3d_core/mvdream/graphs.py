@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import first_line
+from .joined import together
 
 logger = logging.getLogger("invert3d")
 
@@ -301,7 +302,7 @@ def _ordinary(work: Work, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     keeps = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
-        with eager():
+        with eager(), together():
             return _detached(work(*inputs))
     finally:
         torch.set_autocast_cache_enabled(keeps)

@@ -1,16 +1,18 @@
 """Linear layers of one input as one matrix product.
 
 Queries, keys and values of a self-attention are three products of one input, the keys and values of all
-cross-attentions are some thirty products of one text, and every residual block reads the same time embedding. On a GPU
-each of them takes a few microseconds, most of it for being launched, and its gradient as long again. Their weights are
-laid side by side in memory, each still the parameter of its own layer, and the product of all of them is computed when
-the first is asked for; the others wait with the input that they belong to.
+cross-attentions are some thirty products of one text, and every residual block reads the same time embedding. In a
+recorded pass each of them keeps a GPU for a few microseconds, however small it is, and its gradient as long again.
+Their weights are laid side by side in memory, each still the parameter of its own layer, and the product of all of them
+is computed when the first is asked for; the others wait with the input that they belong to. Python takes longer for
+that than it saves, so it is done only within `together`, for what is being recorded.
 """
 
 import contextlib
+import contextvars
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +22,21 @@ from torch import Tensor, nn
 _WAITING = "_waiting"
 """The attribute of an input that holds products that wait, by the layers they are of."""
 
+_joins: contextvars.ContextVar[bool] = contextvars.ContextVar("invert3d_joined_layers", default=False)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Within, networks of this thread compute their joined layers together where there is a GPU."""
+    token = _joins.set(True)
+    try:
+        yield
+    finally:
+        _joins.reset(token)
+
 
 def join(network: nn.Module) -> None:
-    """Let the linear layers of a network that read the same input be computed together, in place."""
+    """Let the linear layers of a network that read the same input be computed `together`, in place."""
     of_text: list[Any] = []
     of_time: list[Any] = []
     for module in network.modules():
@@ -64,7 +78,7 @@ def _bind(layers: Sequence[Any], shared_only: bool = False) -> None:
 
 
 class JoinedLinear(nn.Linear):
-    """A linear layer that is computed with others of the same input where there is a GPU."""
+    """A linear layer that may be computed with others of the same input."""
 
     _together: "_Together"
     _place: int
@@ -79,7 +93,7 @@ class JoinedLinear(nn.Linear):
 
 
 def _worth_it(x: Tensor) -> bool:
-    return x.is_cuda and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and _joins.get() and x.is_cuda
 
 
 class _Together:

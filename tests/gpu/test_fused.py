@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from invert3d_core.mvdream import fused
+from invert3d_core.mvdream import fused, joined
 from tests.unit.inversion.tiny_model import make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -39,8 +39,9 @@ def test_fused_networks_are_as_near_to_the_exact_result_as_stock_ones(monkeypatc
         leaves = [tensor.to(model.dtype).requires_grad_() for tensor in (latents, text)]
         options = {"class_labels": cameras.to(model.dtype), "cross_attention_kwargs": {"num_frames": 4}}
         # Not the leaf: products of the text are computed together only where they do not outlive the pass.
-        out = model.unet(leaves[0], 500, leaves[1] * 1, **options).sample
-        words = model.text_encoder(input_ids=torch.arange(12, device="cuda")[None]).last_hidden_state
+        with joined.together():
+            out = model.unet(leaves[0], 500, leaves[1] * 1, **options).sample
+            words = model.text_encoder(input_ids=torch.arange(12, device="cuda")[None]).last_hidden_state
         return [out.detach(), words.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
 
     exact_model, model = make_model(width=64).to("cuda", torch.float64), make_model(width=64).to("cuda", dtype)
@@ -69,7 +70,8 @@ def predictions(unet, seed, repeats=1):
     found = []
     for _ in range(repeats):
         leaf = latents.clone().requires_grad_()
-        (out,) = unet(leaf, torch.tensor(500, device="cuda"), text, **options)
+        with joined.together():
+            (out,) = unet(leaf, torch.tensor(500, device="cuda"), text, **options)
         out.square().sum().backward()
         found += [out.detach(), leaf.grad]
     return found
