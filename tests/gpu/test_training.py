@@ -1,5 +1,6 @@
 """On a real GPU: a replayed training step is an ordinary one, and memory that runs out makes steps smaller."""
 
+import contextlib
 import dataclasses
 import logging
 
@@ -8,7 +9,7 @@ import torch
 
 from invert3d_core import inversion
 from invert3d_core.errors import TrainingError
-from invert3d_core.mvdream import graphs
+from invert3d_core.mvdream import graphs, joined
 from tests.unit.inversion.tiny_model import make_model, make_views
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -50,7 +51,9 @@ def assert_near(found, expected, tolerance=2e-3):
 )
 def test_replayed_training_is_ordinary_training(changes, caplog):
     config = settings(**changes)
-    with graphs.eager():
+    # In bfloat16 the sums of joined layers, rounded otherwise, may make another step the best.
+    alike = joined.together() if config.precision == "bf16" else contextlib.nullcontext()
+    with graphs.eager(), alike:
         expected = train(config=config)
     with caplog.at_level(logging.DEBUG, logger="invert3d"):
         found = train(config=config)
