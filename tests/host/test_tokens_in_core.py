@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,12 @@ def token_of(rows: Tensor, name: str = "my_object") -> tokens.Token:
 
 
 @pytest.fixture(scope="module")
-def word(server: Server) -> Tensor:  # (1,768)
+def word(server: Server) -> Iterator[Tensor]:  # (1,768)
     """The row of "lamp" in the checkpoint's text encoder; the checkpoint is the one that the workflow names."""
     (loader,) = (n for n in json.loads(WORKFLOW.read_text("utf-8"))["nodes"] if n["type"] == "CheckpointLoaderSimple")
-    table = write_checkpoint(server.base / "models" / "checkpoints" / loader["properties"]["models"][0]["name"])
-    return row_of_word(server.comfyui, table, "lamp")
+    file = server.base / "models" / "checkpoints" / loader["properties"]["models"][0]["name"]
+    yield row_of_word(server.comfyui, write_checkpoint(file), "lamp")
+    file.unlink()  # other tests need it to be missing
 
 
 def test_workflow_draws_the_token(client: Client, server: Server, comfy_page: ComfyPage, word: Tensor) -> None:
