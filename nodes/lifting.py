@@ -58,7 +58,7 @@ class SplatFromViews(io.ComfyNode):
                     "preset",
                     options=PRESETS,
                     default="recommended",
-                    tooltip="recommended fits an object in a minute or two on a CPU. reference has the published "
+                    tooltip="recommended fits an object in a few minutes on a CPU. reference has the published "
                     "settings of 3D Gaussian splatting, and mcmc more detail under a limit of splats: both are for a "
                     "GPU, mcmc for one with gsplat.",
                 ),

@@ -1,7 +1,6 @@
 """Gaussian splats from and to files."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,17 @@ from comfy_api.latest import Types, io, ui
 
 from ..invert3d_core import splats
 from ..invert3d_core.cameras import Orientation, Sphere, fit_sphere
+from ..invert3d_core.errors import FormatError
 from ..invert3d_core.progress import Progress
-from ..invert3d_core.splats import GaussianSplats
+from ..invert3d_core.splats import GaussianSplats, formats
 from ..invert3d_core.splats.edit import most_visible, with_degree
-from ..invert3d_core.splats.formats import FORMATS
 from ..invert3d_core.splats.metadata import with_metadata, without_metadata
 from ..invert3d_core.splats.orientation import Guess, guess_orientation
 from . import host
 from .rendering import SH_DEGREES
 
-EXTENSIONS = list(dict.fromkeys(extension for form in FORMATS.values() for extension in form.extensions))
-WRITABLE = [form.name for form in FORMATS.values() if form.write]
+EXTENSIONS = list(dict.fromkeys(extension for form in formats.FORMATS.values() for extension in form.extensions))
+WRITABLE = [form.name for form in formats.FORMATS.values() if form.write]
 UPLOAD_FOLDER = "3d"  # where ComfyUI's own 3D nodes put what they upload
 
 # Formats that keep a comment, and how long one may be. Some viewers look for the end of a PLY header in its first
@@ -35,17 +34,19 @@ def splat_file(name: str) -> Path:
     path = host.find_file(name)
     if path is None:
         raise ValueError(f"there is no file {name!r}: put it into ComfyUI's input folder, or choose a built-in sample")
-    if not path.name.lower().endswith(tuple(EXTENSIONS)):
+    if not path.name.lower().endswith(tuple(EXTENSIONS)) and not formats.known(path):
         raise ValueError(f"{name!r} is not a splat file: expected one of {', '.join(EXTENSIONS)}")
     return path
 
 
-def describe(name: str, whole: GaussianSplats, kept: GaussianSplats, sphere: Sphere, guess: Guess) -> str:
+def describe(
+    name: str, whole: GaussianSplats, kept: GaussianSplats, sphere: Sphere, guess: Guess, remarks: Sequence[str]
+) -> str:
     """What a person wants to know of a loaded file, a line each."""
     x, y, z = sphere.center.tolist()
     axes = f"up {guess.orientation.up}, front {guess.orientation.front}"
     stated = f"{axes}, as the file says"
-    guessed = f"perhaps {axes} ({guess.confidence:.0%}: {'; '.join(guess.reasons)}): the file does not say it"
+    guessed = f"perhaps {axes} (up: {guess.confidence:.0%}; {'; '.join(guess.reasons)}): the file does not say it"
     lines = [
         name,
         f"{len(whole):,} splats" + (f", the {len(kept):,} most visible kept" if len(kept) < len(whole) else ""),
@@ -53,6 +54,7 @@ def describe(name: str, whole: GaussianSplats, kept: GaussianSplats, sphere: Sph
         f"visible within a radius of {sphere.radius:.4g} around ({x:.3g}, {y:.3g}, {z:.3g})",
         stated if guess.stated else guessed,
     ]
+    lines += [f"note: {remark}" for remark in remarks]
     usual = Orientation()
     if not guess.stated and guess.orientation != usual:
         lines.append(
@@ -72,16 +74,22 @@ def written(
     splat: GaussianSplats, path: Path, format: str, options: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> str:
     """Write one file; what it is and what it does not keep, a line each."""
-    left_out = []
     if format in COMMENT_BYTES:
         comment, left_out = with_metadata(splat.comment, metadata, COMMENT_BYTES[format])
+        why = "which is too long for a comment in this format"
     else:
-        comment = without_metadata(splat.comment)
+        comment, left_out = without_metadata(splat.comment), list(metadata)
+        why = "for which this format has no place"
     lost = splats.save(replace(splat, comment=comment, check_values=False), path, format, **options)
-    lost += [f"the {name}, which is too long for a comment in this format" for name in left_out]
+    lost += [f"the {name}, {why}" for name in left_out]
     size = path.stat().st_size / 1e6
     line = f"{host.within_output(path)} · {len(splat):,} splats · {size:,.2f} MB"
-    return "\n".join([line, *(f"not kept: {what}" for what in lost)])
+    lines = [line, *(f"not kept: {what}" for what in lost)]
+    if format == formats.gltf.NAME and not formats.gltf.stands_as_shown(splat):
+        lines.append(
+            "note: viewers of glTF take +y for up, and this splat does not state it: turn it with Normalize Splat"
+        )
+    return "\n".join(lines)
 
 
 class LoadGaussianSplat(io.ComfyNode):
@@ -92,7 +100,7 @@ class LoadGaussianSplat(io.ComfyNode):
             display_name="Load Gaussian Splat",
             category="Invert3D/splats",
             description="Reads a Gaussian splat with all its colors: a built-in sample, or a file of the input folder.",
-            search_aliases=["load splat", "3dgs", "gaussian splatting", "import splat", *FORMATS],
+            search_aliases=["load splat", "3dgs", "gaussian splatting", "import splat", *formats.FORMATS],
             has_intermediate_output=True,  # the page gets the text of a kept result too
             inputs=[
                 io.Combo.Input(
@@ -109,7 +117,7 @@ class LoadGaussianSplat(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "format",
-                    options=["auto", *FORMATS],
+                    options=["auto", *formats.FORMATS],
                     default="auto",
                     tooltip="auto goes by what the file contains.",
                     advanced=True,
@@ -135,7 +143,7 @@ class LoadGaussianSplat(io.ComfyNode):
             return True
         try:
             splat_file(file)
-        except ValueError as error:
+        except (ValueError, FormatError) as error:
             return str(error)
         return True
 
@@ -145,11 +153,11 @@ class LoadGaussianSplat(io.ComfyNode):
 
     @classmethod
     def execute(cls, file: str, format: str, max_splats: int) -> io.NodeOutput:
-        whole = splats.load(splat_file(file), format)
+        whole, remarks, _ = splats.read(splat_file(file), format)
         kept = most_visible(whole, max_splats) if max_splats else whole
         sphere, guess = fit_sphere(kept), guess_orientation(kept)
         shown = ui.PreviewText(summary(kept, sphere, guess))
-        return io.NodeOutput(host.splat_to_host([kept]), describe(file, whole, kept, sphere, guess), ui=shown)
+        return io.NodeOutput(host.splat_to_host([kept]), describe(file, whole, kept, sphere, guess, remarks), ui=shown)
 
 
 class SaveGaussianSplat(io.ComfyNode):
@@ -242,7 +250,7 @@ class SaveGaussianSplat(io.ComfyNode):
         ksplat_level: str,
     ) -> io.NodeOutput:
         items = host.splat_from_host(splat)
-        ending = FORMATS[format].extensions[0]
+        form = formats.FORMATS[format]
         metadata = host.metadata_to_save(cls.hidden)
         bar, files, lines = host.HostProgress(), [], []
         for index, item in enumerate(items):
@@ -254,8 +262,8 @@ class SaveGaussianSplat(io.ComfyNode):
                 "level": int(ksplat_level),
                 "progress": partial(_show_part, bar, index, len(items)),
             }
-            path = host.new_output_file(filename_prefix, ending)
-            lines.append(written(item, path, format, _known_to(FORMATS[format].write, wanted), metadata))
+            path = host.new_output_file(filename_prefix, form.extensions[0])
+            lines.append(written(item, path, format, form.options(wanted), metadata))
             files.append(path)
             bar((index + 1) * PART, len(items) * PART)
         info = "\n".join(lines)
@@ -263,13 +271,6 @@ class SaveGaussianSplat(io.ComfyNode):
         return io.NodeOutput(
             [Types.File3D(str(path), path.suffix[1:]) for path in files], info, ui={"3d": saved, "text": [info]}
         )
-
-
-def _known_to(write: Callable[..., list[str]] | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the widgets' options that a format's writer has."""
-    assert write is not None
-    known = inspect.signature(write).parameters
-    return {name: value for name, value in wanted.items() if name in known}
 
 
 def _show_part(bar: Progress, index: int, count: int, step: int, total: int, **shown: Any) -> None:

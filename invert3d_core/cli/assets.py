@@ -15,12 +15,15 @@ Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 
 @dataclass(frozen=True)
 class Asset:
-    """A splat, the file it came from, that file's format, and the name of the built-in sample it is, if it is one."""
+    """A splat, the file it came from, that file's format, the name of the built-in sample it is, if it is one, and what
+    of the file was left out or taken otherwise.
+    """
 
     splat: "GaussianSplats"
     path: Path
     format: str
     sample: str | None
+    remarks: list[str]
 
 
 def find(file: Path) -> Path:
@@ -38,14 +41,12 @@ def find(file: Path) -> Path:
 
 def load(file: Path) -> Asset:
     """The asset of a file or sample name. Raises InputError when there is none, and FormatError as `splats.load`."""
-    from ..splats import formats
-    from ..splats.formats.source import open_source
+    from .. import splats
     from ..toy import samples
 
     path = find(file)
-    with open_source(path) as source:
-        form = formats.for_reading(source, "auto")
-        return Asset(form.read(source), path, form.name, samples.name_of(path))
+    splat, remarks, form = splats.read(path)
+    return Asset(splat, path, form, samples.name_of(path), remarks)
 
 
 def orientation(splat: "GaussianSplats", up: Axis = "auto", front: Axis = "auto") -> "Orientation":

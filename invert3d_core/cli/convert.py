@@ -1,11 +1,10 @@
 """`invert3d convert`: a splat in another format, and what that format does not keep."""
 
-import inspect
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
@@ -15,7 +14,6 @@ from .command import Bar, Command, InputError, OptionalInt, OptionalText, Switch
 
 if TYPE_CHECKING:
     from ..splats import GaussianSplats
-    from ..splats.formats import Format
 
 
 @dataclass(kw_only=True)
@@ -41,6 +39,10 @@ class Convert(Command):
     """For --upright, the axis of the source that the front faces; auto is what it states, else -z."""
     keep_order: Switch = False
     """Keep the order of the splats where the format would sort them, which makes files larger."""
+    spz_version: Literal[2, 3, 4] = 3
+    """Of an .spz: 3 for most viewers, 2 for old ones, 4 for files that load faster (needs the package zstandard)."""
+    ksplat_level: Literal[0, 1, 2] = 1
+    """Compression of a .ksplat: 0 none, 1 half the size, 2 still smaller colors."""
     overwrite: Switch = False
     """Replace a file that is already there."""
 
@@ -53,7 +55,13 @@ class Convert(Command):
         asset = assets.load(self.source / "meta.json" if self.source.is_dir() else self.source)
         splat = self._reduced(asset.splat)
         with Bar("compressing") as bar:
-            lost = save(splat, self.destination, form.name, **self._options(form, bar))
+            wanted = {
+                "sort": not self.keep_order,
+                "version": self.spz_version,
+                "level": self.ksplat_level,
+                "progress": bar,
+            }
+            lost = save(splat, self.destination, form.name, **form.options(wanted))
         values = {
             "command": "convert",
             "source": str(asset.path),
@@ -67,12 +75,15 @@ class Convert(Command):
             "left_out": len(asset.splat) - len(splat),
             "sh_degree": splat.degree,
             "upright": self.upright,
+            "not_read": asset.remarks,
             "not_kept": lost,
             "seconds": round(time.monotonic() - began, 3),
         }
         size = values["bytes"] / 1e6
         text = f"wrote {len(splat):,} splats to {self.destination} ({form.name}, {size:,.2f} MB)"
-        self.report(values, text if lost else f"{text}, everything kept")
+        if form.name == formats.gltf.NAME and not formats.gltf.stands_as_shown(splat):
+            self.say("Viewers of glTF take +y for up, and these splats do not state it: --upright turns them so.")
+        self.report(values, text if lost or asset.remarks else f"{text}, everything kept")
 
     def _check_destination(self) -> None:
         if not self.destination.exists():
@@ -99,17 +110,6 @@ class Convert(Command):
             stands = assets.orientation(splat, self.up, self.front)
             splat = normalize(splat, None, "keep", stands, Orientation("+y", "+z"))
         return splat
-
-    def _options(self, form: "Format", bar: Bar) -> dict[str, Any]:
-        """Those of the format's own that the command has a word for."""
-        assert form.write is not None
-        known = inspect.signature(form.write).parameters
-        options: dict[str, Any] = {}
-        if self.keep_order and "sort" in known:
-            options["sort"] = False
-        if "progress" in known:
-            options["progress"] = bar
-        return options
 
 
 def file_size(path: Path) -> int:

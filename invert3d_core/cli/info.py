@@ -27,6 +27,7 @@ class Info(Command):
 def describe(file: Path) -> dict[str, Any]:
     """Everything `info` says about a file. Raises Invert3DError when it is nothing that is known."""
     from ..mvdream.checkpoint import BUILT_IN
+    from ..splats import formats as splat_formats
 
     if (file / "meta.json").is_file():
         return _describe_splat(file / "meta.json")
@@ -34,6 +35,8 @@ def describe(file: Path) -> dict[str, Any]:
         return _describe_model(str(file))
     if not file.exists():
         return _describe_splat(assets.find(file))
+    if splat_formats.known(file):
+        return _describe_splat(file)
     if file.suffix == ".safetensors":
         metadata = _safetensors_metadata(file)
         if "invert3d" in metadata:
@@ -75,6 +78,7 @@ def _describe_splat(file: Path) -> dict[str, Any]:
         "sample": asset.sample,
         "format": asset.format,
         "format_limits": FORMATS[asset.format].limits,
+        "not_read": asset.remarks,
         "bytes": file_size(asset.path),
         "splats": len(splat),
         "sh_degree": splat.degree,

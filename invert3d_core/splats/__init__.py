@@ -6,16 +6,28 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
 from . import formats, spherical_harmonics
 from .formats.source import FOLDER_FILE, open_source
 from .gaussians import GaussianSplats
 
-__all__ = ["GaussianSplats", "formats", "load", "save", "spherical_harmonics"]
+__all__ = ["GaussianSplats", "LoadedSplats", "formats", "load", "read", "save", "spherical_harmonics"]
 
 log = logging.getLogger("invert3d")
+
+
+class LoadedSplats(NamedTuple):
+    """What a splat file holds.
+
+    splats: in the frame of the file, on the CPU. remarks: what was left out or taken otherwise, in words.
+    format: a name in `formats.FORMATS`.
+    """
+
+    splats: GaussianSplats
+    remarks: list[str]
+    format: str
 
 
 def load(
@@ -35,8 +47,17 @@ def load(
     Raises FormatError, naming the file and the cause, for anything that is not a whole, supported splat file. What a
     file claims to hold is compared with its size before memory is taken for it.
     """
+    return read(path_or_bytes, format).splats
+
+
+def read(
+    path_or_bytes: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    format: str = "auto",
+) -> LoadedSplats:
+    """As `load`, with what its reader has to say."""
     with open_source(path_or_bytes) as source:
-        return formats.for_reading(source, format).read(source)
+        form = formats.for_reading(source, format)
+        return LoadedSplats(form.read(source), source.remarks, form.name)
 
 
 def save(

@@ -20,14 +20,15 @@ from .gaussians import GaussianSplats
 from .selection import select
 from .spherical_harmonics import C0
 
-SURE = 0.8  # the probability below which a guess gives way to the usual frame
+SURE = 0.8  # the probability below which the guess of a front gives way to the one by habit
 
 UPS = ("-y", "+y", "+z", "-z", "+x", "-x")
 FRONTS = {"-y": "-z", "+y": "+z", "+z": "-y", "-z": "+y", "+x": "+z", "-x": "-z"}
 """The front that goes with each up by habit: of trained splats, of LGM, of programs with z up."""
 
 # Logarithms of how often each up is met. Trained scenes have the first, but also what TRELLIS writes; LGM the second.
-_USUAL = {"-y": 2.0, "+y": 1.5, "+z": 0.5}
+# The first is a little more than that, since a shape that misleads is worse than one that says nothing.
+_USUAL = {"-y": 3.4, "+y": 1.5, "+z": 0.5}
 _DECLARED = 6.0  # for an up that the tool which wrote the file declares
 _HABITUAL_FRONT, _OPPOSITE_FRONT = 2.0, 0.5  # against a front to either side
 
@@ -46,7 +47,7 @@ _END = 0.15  # of half the extent: how much of the object is its end
 class Guess(NamedTuple):
     """A possible stance.
 
-    confidence: the probability, in [0,1], that up and front are both right; 1 where the file states them.
+    confidence: the probability, in [0,1], that the up is right; 1 where the file states both.
     reasons: what speaks for it, in words.
     """
 
@@ -61,10 +62,11 @@ class Guess(NamedTuple):
 
 
 def guess_orientation(splats: GaussianSplats) -> Guess:
-    """How the asset stands: as the comment states, else as known and shape suggest, else in the usual frame.
+    """How the asset stands: as the comment states, else what is likeliest by what is known of it and by its shape.
 
-    The usual frame, `Orientation()`, wins unless another up has a probability of at least `SURE`; so does the front
-    that goes with an up by habit. Looks at 50,000 splats at most, evenly picked, on the CPU.
+    Where neither speaks, that is the usual frame, `Orientation()`. The front that goes with an up by habit wins unless
+    the sides are those of another with a probability of at least `SURE`. Looks at 50,000 splats at most, evenly
+    picked, on the CPU.
     Raises CameraError when there are no splats.
     """
     return candidates(splats)[0]
@@ -72,8 +74,8 @@ def guess_orientation(splats: GaussianSplats) -> Guess:
 
 @torch.no_grad()
 def candidates(splats: GaussianSplats, count: int = 4) -> list[Guess]:
-    """The likely stances for a person to choose from, each with another up: first `guess_orientation`'s, then by
-    probability.
+    """The likely stances for a person to choose from, each with another up, the likeliest first; before them what the
+    file states.
 
     count: 1 to 6. Raises CameraError when there are no splats, and ValueError for another count.
     """
@@ -85,18 +87,14 @@ def candidates(splats: GaussianSplats, count: int = 4) -> list[Guess]:
     measures = _measure(some)
     shape = {up: measures.of_up(up) for up in UPS}
     chances = _shares([known.get(up, 0.0) + shape[up] for up in UPS])
-    ranked = sorted(zip(chances, UPS, strict=True), key=lambda pair: -pair[0])
-    usual = Orientation().up
-    first = ranked[0][1] if ranked[0][0] >= SURE else usual
     found = []
-    for chance, up in sorted(ranked, key=lambda pair: pair[1] != first):
-        front, share, side = _front(measures, up)
+    for chance, up in zip(chances, UPS, strict=True):
+        front, side = _front(measures, up)
         said = list(reasons.get(up, ()))
         if shape[up] > 0.5:
             said.append("the shape stands and is lit this way up")
-        if up == first and ranked[0][1] != up:
-            said.append(f"up {ranked[0][1]} is likelier by the shape ({ranked[0][0]:.0%}), but not clearly so")
-        found.append(Guess(Orientation(up, front), chance * share, (*said, side)))
+        found.append(Guess(Orientation(up, front), chance, (*said, side)))
+    found.sort(key=lambda guess: -guess.confidence)
     stated = Orientation.from_comment(splats.comment)
     if stated:
         others = [guess for guess in found if guess.orientation.up != stated.up]
@@ -154,8 +152,8 @@ class _Measures(NamedTuple):
         )
 
 
-def _front(measures: _Measures, up: str) -> tuple[str, float, str]:
-    """The front that goes with an up, its probability and why: across the sides that are most alike."""
+def _front(measures: _Measures, up: str) -> tuple[str, str]:
+    """The front that goes with an up, and why: across the sides that are most alike."""
     habit = FRONTS[up]
     fronts = [sign + axis for axis in "xyz" if axis != up[1] for sign in "+-"]
     weights = []
@@ -167,8 +165,8 @@ def _front(measures: _Measures, up: str) -> tuple[str, float, str]:
     across = next(front for front in fronts if front[1] != habit[1])
     sides = sum(share for front, share in shares.items() if front[1] == across[1])
     if sides >= SURE:  # which of the two ends is the front, the shape does not say
-        return across, shares[across], f"left and right are most alike with the front along {across[1]}"
-    return habit, shares[habit], f"front {habit} by habit"
+        return across, f"left and right are most alike with the front along {across[1]}"
+    return habit, f"front {habit} by habit"
 
 
 def _measure(splats: GaussianSplats) -> _Measures:

@@ -105,7 +105,8 @@ def test_files_hold_what_made_them_beside_how_they_stand(client: Client, server:
         ),
     }
     answer = client.post("/prompt", {"prompt": prompt, "extra_data": {"extra_pnginfo": {"workflow": WORKFLOW}}})
-    assert client.wait(answer["prompt_id"])["status"]["status_str"] == "success"
+    history = client.wait(answer["prompt_id"])
+    assert history["status"]["status_str"] == "success"
     (path,) = (server.base / "output").glob(f"made_{format}_*")
     comment = splats.load(path).comment
     if format in KEEP_COMMENT:
@@ -118,6 +119,10 @@ def test_files_hold_what_made_them_beside_how_they_stand(client: Client, server:
         assert Orientation.from_comment(comment) == Orientation("+y", "+z")
     else:
         assert "made_" not in comment
+        lost = history["outputs"]["save"]["text"][0]
+        assert all(
+            f"not kept: the {name}, for which this format has no place" in lost for name in ("prompt", "workflow")
+        )
 
 
 def test_workflow_too_long_for_a_header_is_left_out_and_said(client: Client, server: Server) -> None:

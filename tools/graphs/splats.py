@@ -124,7 +124,7 @@ VIEWS_TO_SPLAT: Graph = {
         (0, 0),
         (380, 400),
         "## Views become a splat\n\n"
-        "Press **Run**: 24 views of the robot become a splat again, a minute or two on an ordinary processor. It is "
+        "Press **Run**: 24 views of the robot become a splat again, a few minutes on an ordinary processor. It is "
         "drawn from sides that none of the views shows, below the robot itself from the same sides.\n\n"
         "- **Your own pictures**: connect them to *Splat From Views* with their cameras. A COLMAP model, a "
         "`transforms.json` or a `cameras.json` in ComfyUI's `input` folder is read by *Load Cameras*, which is muted "

@@ -64,6 +64,8 @@ class LoadedCameras(NamedTuple):
 def to_cameras(shots: Sequence[Shot], file: str, form: str, size: tuple[int, int] | None = None) -> LoadedCameras:
     """Cameras of the shots' poses, with pictures of one size (width, height): what is given, else that of the first.
 
+    Pictures of another shape are left out with a remark; without a size, those of the commonest shape stay.
+
     A principal point off the middle is answered by turning the camera so that its axis goes through the middle of the
     picture, unequal focal lengths by their mean: the homography that is left is nearly the identity. How far it moves
     a pixel at most is computed; beyond a fiftieth of the picture's longer side the file is refused.
@@ -82,6 +84,21 @@ def to_cameras(shots: Sequence[Shot], file: str, form: str, size: tuple[int, int
             f"{lenses[i, 2:4].tolist()} and principal point {lenses[i, 4:].tolist()} in pixels; expected positive "
             f"numbers, and sides up to {MAX_SIDE}"
         )
+    width, height = size or _commonest(lenses)
+    alike = np.abs(lenses[:, 0] / lenses[:, 1] * height / width - 1) <= ASPECT_TOLERANCE
+    if not alike.any():
+        raise CameraError(
+            f"{file}: the picture {names[0]!r} is {lenses[0, 0]:g}×{lenses[0, 1]:g} pixels where {width}×{height} is "
+            "expected, of another shape, and so are all others. Ask for another size, or crop the pictures"
+        )
+    remarks = []
+    if not alike.all():
+        lost = np.flatnonzero(~alike)
+        remarks.append(
+            f"{len(lost)} of {len(names)} pictures are left out (the first is {names[lost[0]]!r}): cameras loaded "
+            f"together have one shape, and theirs is not that of {width}×{height}. Load them apart, by their own size"
+        )
+        names, lenses, c2w = [names[i] for i in np.flatnonzero(alike)], lenses[alike], c2w[alike]
     rotation, off = _orthonormal(c2w[:, :3, :3])
     bad = ~(np.abs(c2w) < FARTHEST).all((1, 2)) | ~(off <= ROTATION_TOLERANCE)
     if bad.any():
@@ -102,30 +119,30 @@ def to_cameras(shots: Sequence[Shot], file: str, form: str, size: tuple[int, int
             f"{moved[i]:.1f} pixels; expected square pixels and a principal point near the middle. Undistort or crop "
             "the pictures first"
         )
-    remarks = []
     if moved.max() > TOLD_PIXELS:
         remarks.append(
             "principal points off the middle or unequal focal lengths are approximated by turning the cameras: "
             f"pictures move by up to {moved.max():.2g} pixels ({(moved / sides).max():.2%} of a side)"
         )
-    width, height = (int(side) for side in size or np.round(lenses[0, :2]))
-    aspect = np.abs(lenses[:, 0] / lenses[:, 1] * height / width - 1)
-    if (aspect > ASPECT_TOLERANCE).any():
-        i = int(aspect.argmax())
-        raise CameraError(
-            f"{file}: the picture {names[i]!r} is {lenses[i, 0]:g}×{lenses[i, 1]:g} pixels where {width}×{height} is "
-            "expected, of another shape; cameras loaded together share one. Load them apart, or crop the pictures"
-        )
     if (np.abs(lenses[:, :2] - (width, height)) >= 1).any():
         remarks.append(f"pictures of other sizes of the same shape are taken as {width}×{height}")
     for remark in remarks:
         logger.warning("%s: %s", file, remark)
-    pose = np.tile(np.eye(4), (len(shots), 1, 1))
+    pose = np.tile(np.eye(4), (len(names), 1, 1))
     pose[:, :3, :3] = rotation @ FLIP[:3, :3] @ turned @ FLIP[:3, :3]
     pose[:, :3, 3] = c2w[:, :3, 3]
     fov = 2 * np.degrees(np.arctan(lenses[:, 1] / 2 / focal))
     cams = Cameras(torch.from_numpy(pose).float(), torch.from_numpy(fov).float(), width, height, "splat")
     return LoadedCameras(cams, names, remarks, form)
+
+
+def _commonest(lenses: Floats) -> tuple[int, int]:
+    """The size (width, height) of the first picture of the commonest shape."""
+    _, first, counts = np.unique(
+        np.round(np.log(lenses[:, 0] / lenses[:, 1]) / ASPECT_TOLERANCE), return_index=True, return_counts=True
+    )
+    width, height = np.round(lenses[first[counts == counts.max()].min(), :2])
+    return int(width), int(height)
 
 
 def _orthonormal(matrices: Floats) -> tuple[Floats, Floats]:  # (C,3,3) -> (C,3,3), (C,)

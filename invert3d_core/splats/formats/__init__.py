@@ -4,16 +4,18 @@ A new format is a module with ``NAME``, ``EXTENSIONS``, ``LIMITS``, ``detect``, 
 ``write``, and a line in `FORMATS`.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...errors import FormatError
 from ..gaussians import GaussianSplats
 from . import compressed_ply, gltf, ksplat, ply, sog, splat, spz
-from .source import FOLDER_FILE, Source
+from .source import FOLDER_FILE, Source, open_source
 
 _TEXT = bytes(range(32, 127)) + b"\t\r\n\f"
 
@@ -50,6 +52,11 @@ class Format:
     detect: Callable[[bytes], bool]
     read: Callable[[Source], GaussianSplats]
     write: Callable[..., list[str]] | None
+
+    def options(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of some options that `write` has."""
+        parameters = inspect.signature(self.write).parameters if self.write else {}
+        return {name: value for name, value in wanted.items() if name in parameters}
 
 
 FORMATS: dict[str, Format] = {
@@ -99,6 +106,16 @@ def for_reading(source: Source, name: str) -> Format:
         f"{source.name} is not a supported Gaussian-splat file. {what}; expected a 3DGS {', '.join(extensions[:-1])} "
         f"or {extensions[-1]}.{hint}"
     )
+
+
+def known(path: Path) -> bool:
+    """Whether a file starts as one of `FORMATS` does, whatever its name; a .splat, which has no header, never does.
+
+    Raises FormatError where it cannot be read.
+    """
+    with open_source(path) as source:
+        head = source.head()
+    return any(form.detect(head) for form in FORMATS.values())
 
 
 def _seems(head: bytes) -> str | None:

@@ -85,12 +85,9 @@ class SplatBuffer:
                     f"the first is splat {int(self._bad.argmax())}). Expected at most {MAX_BAD_FRACTION:.0%}, which "
                     "would be dropped: the file is damaged, its training diverged, or it is of another type."
                 )
-            log.warning(
-                "%s: dropped %d of %d splats with NaN, infinite or impossible values (the first is splat %d).",
-                source.name,
-                bad,
-                self.count,
-                int(self._bad.argmax()),
+            source.remark(
+                f"dropped {bad} of {self.count} splats with NaN, infinite or impossible values (the first is splat "
+                f"{int(self._bad.argmax())})"
             )
             arrays = Block(*(array[~self._bad] for array in arrays))
         return GaussianSplats(*map(torch.from_numpy, arrays), comment=comment, check_values=False)

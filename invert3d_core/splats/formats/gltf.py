@@ -5,12 +5,12 @@ for each SH coefficient. Format pages: the glTF 2.0 specification, and KHR_gauss
 """
 
 import json
-import logging
 import struct
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from ...cameras import Orientation
 from ...errors import FormatError
 from .. import spherical_harmonics
 from ..gaussians import GaussianSplats
@@ -41,8 +41,6 @@ _ARRAY_BUFFER = 34962
 _STATED_AXES = 'up="+y" front="+z"'  # of every glTF, by its specification
 _FREE_BYTES = 40 << 20  # of splats whatever the size of the file
 
-log = logging.getLogger("invert3d")
-
 
 class _Column(NamedTuple):
     """One attribute to write: its name in a primitive, and its values of some splats."""
@@ -55,6 +53,12 @@ class _Column(NamedTuple):
     @property
     def bytes(self) -> int:
         return self.width * (1 if self.code == _BYTE else 4)
+
+
+def stands_as_shown(splats: GaussianSplats) -> bool:
+    """Whether the splats state the up that viewers of glTF take for granted, +y."""
+    stated = Orientation.from_comment(splats.comment)
+    return stated is not None and stated.up == "+y"
 
 
 def detect(head: bytes) -> bool:
@@ -82,12 +86,11 @@ def read(source: Source) -> GaussianSplats:
             "Export the splats as one primitive."
         )
     if scene.left_out:
-        log.warning("%s: %d primitives of the glTF are no splats and were left out.", source.name, scene.left_out)
+        source.remark(f"{scene.left_out} primitives of the glTF are no splats and were left out")
     if any(placement.splats.linear for placement in scene.placements):
-        log.warning(
-            "%s: its colours are meant for linear light (colorSpace lin_rec709_display) and are kept as they are: "
-            "drawn as display colours, as every splat is here, they look darker.",
-            source.name,
+        source.remark(
+            "its colours are meant for linear light (colorSpace lin_rec709_display) and are kept as they are: drawn as "
+            "display colours, as every splat is here, they look darker"
         )
     splats = SplatBuffer(count, degree)
     step = max(1, BLOCK_BYTES // row_bytes)

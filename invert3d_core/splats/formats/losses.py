@@ -77,9 +77,7 @@ class Losses:
 
     def compare(self, wanted: Block, found: Block) -> None:
         """Measure what a reader gets back (found) against what was to be kept (wanted: of `rows`, after `clip`)."""
-        moved = _largest(found.positions, wanted.positions)
-        if moved > _EXACT / 4 * float(np.abs(wanted.positions).max()):
-            self._moved = max(self._moved, moved)
+        self._moved = max(self._moved, _moved(wanted.positions, found.positions))
         with np.errstate(divide="ignore", invalid="ignore"):
             stretched = np.abs(found.scales / wanted.scales - 1)
         # A scale of 0 that stays 0 is kept.
@@ -113,6 +111,19 @@ class Losses:
 def _largest(found: Array, wanted: Array) -> float:
     difference = found - wanted
     return max(float(difference.max()), -float(difference.min()))
+
+
+def _moved(wanted: Array, found: Array) -> float:  # (n,3)
+    """How far a position moves at most, of those that move by more than float32's own rounding.
+
+    That is told by each splat's own distance, as a far one says nothing of the others, and by the usual one for those
+    near the origin.
+    """
+    if not _largest(found, wanted):
+        return 0.0
+    distance = np.abs(wanted).max(axis=1)
+    moves = np.abs(found - wanted).max(axis=1)
+    return float(moves.max(initial=0, where=moves > _EXACT / 4 * np.maximum(distance, np.median(distance))))
 
 
 def _turn_degrees(

@@ -37,6 +37,7 @@ LIMITS = (
 )
 
 _POSITION = ("x", "y", "z")
+_NORMAL = ("nx", "ny", "nz")
 _DC = ("f_dc_0", "f_dc_1", "f_dc_2")
 _RGB = ("red", "green", "blue")
 _ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
@@ -82,6 +83,7 @@ def read(source: Source) -> GaussianSplats:
     before = header.elements.index(vertex)
     skip_elements(source, header, header.elements[:before])
     check_room(source, header, vertex)
+    _remark_unread(source, header, vertex, columns)
     splats = SplatBuffer(vertex.count, REST_COUNTS[len(columns.sh) - 3])
     if header.is_ascii:
         _read_text(source, vertex, columns, splats)
@@ -104,7 +106,7 @@ def write(
     degree_columns = 3 * (splats.sh.shape[1] - 1)
     names = [
         *_POSITION,
-        *("nx", "ny", "nz"),
+        *_NORMAL,
         *_DC,
         *(f"f_rest_{i}" for i in range(degree_columns)),
         "opacity",
@@ -208,6 +210,19 @@ def _find_columns(source: Source, vertex: Element) -> _Columns:
     # As bytes of 0 to 255, or as numbers from 0 to 1.
     unit = 1.0 if vertex.properties[where[color[0]]].code in "fd" else 1 / 255
     return _Columns(*([where[name] for name in group] for group in groups), rgb_unit=unit if rgb else 0.0)
+
+
+def _remark_unread(source: Source, header: Header, vertex: Element, columns: _Columns) -> None:
+    """Say which columns and elements have no place in splats; normals are 0 in the files of most programs."""
+    used = {index for group in columns[:-1] for index in group}
+    names = [p.name for index, p in enumerate(vertex.properties) if index not in used and p.name not in _NORMAL]
+    if names:
+        source.remark(f"the PLY columns {_listed(names)} have no place in splats and were left out")
+    elements = [element.name for element in header.elements if element is not vertex and element.count]
+    if elements:
+        source.remark(f"the PLY elements {_listed(elements)} have no place in splats and were left out")
+    if len(columns.scale) == 2:
+        source.remark("its splats are flat, with two scales (2DGS): the third is 0")
 
 
 def _read_binary(source: Source, header: Header, vertex: Element, columns: _Columns, splats: SplatBuffer) -> None:

@@ -1,6 +1,7 @@
 """The bytes of a splat file, on disk or in memory, behind one small interface."""
 
 import io
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import numpy as np
 
 from ...errors import FormatError
 
+log = logging.getLogger("invert3d")
+
 HEAD_BYTES = 1 << 16
 
 FOLDER_FILE = "meta.json"
@@ -22,7 +25,7 @@ class Source:
     """An open splat file: its name for messages, its true size in bytes, and reads that never come short.
 
     name: the path in quotes, or how many bytes were given. suffix: the path's ending in lower case, "" for bytes.
-    path: where it is, None for bytes.
+    path: where it is, None for bytes. remarks: what its reader leaves out or takes otherwise, in words.
     """
 
     def __init__(
@@ -38,6 +41,12 @@ class Source:
         self.size = size
         self.suffix = suffix
         self.path = path
+        self.remarks: list[str] = []
+
+    def remark(self, what: str) -> None:
+        """Note what is left out or taken otherwise; it is a warning in the log, too."""
+        self.remarks.append(what)
+        log.warning("%s: %s.", self.name, what)
 
     def head(self) -> bytes:
         """The first `HEAD_BYTES` bytes, fewer where the file is shorter; the position goes back to the start."""

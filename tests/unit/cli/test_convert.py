@@ -1,7 +1,10 @@
 """`invert3d convert`."""
 
+import gzip
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,9 +47,40 @@ def test_what_a_person_is_told(run, ball, tmp_path):
     done = run("convert", ball, tmp_path / "ball.glb")
     assert done.out == f"wrote 300 splats to {tmp_path / 'ball.glb'} (gltf, 0.02 MB), everything kept\n"
     assert done.err == ""
+    splats.save(replace(splats.load(ball), comment=""), tmp_path / "silent.ply")
+    done = run("convert", tmp_path / "silent.ply", tmp_path / "silent.glb")
+    assert "Viewers of glTF take +y for up, and these splats do not state it: --upright" in done.out
+    assert "glTF" not in run("convert", tmp_path / "silent.ply", tmp_path / "up.glb", "--upright").out
     done = run("convert", ball, tmp_path / "ball.splat")
     assert done.out.endswith("(splat, 0.01 MB)\n")
     assert done.err.startswith(f"invert3d: '{tmp_path / 'ball.splat'}': not kept by the format splat: ")
+
+
+def test_what_has_no_place_in_splats_is_told(run, ball, tmp_path):
+    head, rows = ball.read_bytes().split(b"end_header\n")
+    count = 300
+    table = np.frombuffer(rows, np.uint8).reshape(count, -1)
+    labelled = np.hstack([table, np.ones((count, 1), np.uint8)])
+    (tmp_path / "labelled.ply").write_bytes(head + b"property uchar label\nend_header\n" + labelled.tobytes())
+    words = "the PLY columns label have no place in splats and were left out"
+    assert run("info", tmp_path / "labelled.ply", "--json").report["not_read"] == [words]
+    done = run("convert", tmp_path / "labelled.ply", tmp_path / "plain.ply")
+    assert "everything kept" not in done.out
+    assert words in done.err
+    assert run("info", tmp_path / "plain.ply", "--json").report["not_read"] == []
+
+
+def test_versions_of_formats(run, ball, tmp_path):
+    for version in (2, 3):
+        run("convert", ball, tmp_path / f"{version}.spz", "--spz-version", version)
+        with gzip.open(tmp_path / f"{version}.spz") as file:
+            assert file.read(8)[4] == version
+    sizes = []
+    for level in (0, 1, 2):
+        run("convert", ball, tmp_path / f"{level}.ksplat", "--ksplat-level", level)
+        sizes.append((tmp_path / f"{level}.ksplat").stat().st_size)
+    assert sizes[0] > sizes[1] >= sizes[2]
+    assert run("convert", ball, tmp_path / "1.spz", "--spz-version", 1).code == 2
 
 
 def test_a_format_by_its_name(run, ball, tmp_path):

@@ -30,6 +30,15 @@ def test_a_splat(run, ball):
     assert "stated by the file" in text
 
 
+@pytest.mark.parametrize("ending", [".bin", ".pt", ".safetensors", ""])
+def test_a_splat_is_known_by_what_is_in_it(run, ball, tmp_path, ending):
+    for kind in (".ply", ".sog", ".spz", ".glb", ".ksplat", ".compressed.ply"):
+        splats.save(splats.load(ball), tmp_path / f"ball{kind}")
+        named = (tmp_path / f"ball{kind}").rename(tmp_path / f"odd{ending}")
+        report = run("info", named, "--json").report
+        assert (report["kind"], report["splats"]) == ("splat", 300)
+
+
 def test_an_unbundled_sog_by_its_folder(run, ball, tmp_path):
     splats.save(splats.load(ball), tmp_path / "ball.sog")
     zipfile.ZipFile(tmp_path / "ball.sog").extractall(tmp_path / "ball")

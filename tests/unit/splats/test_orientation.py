@@ -1,4 +1,4 @@
-"""How splats stand: what is stated goes first, the usual frame wins where nothing speaks clearly."""
+"""How splats stand: what is stated goes first, then what is likeliest; the usual frame where nothing speaks."""
 
 from dataclasses import replace
 from functools import cache
@@ -61,13 +61,15 @@ def test_the_usual_frame_wins_for_assets_that_stand_in_it() -> None:
     assert all(guess_orientation(standing(toy, Orientation())).orientation == Orientation() for toy in toys())
 
 
-def test_what_is_likelier_but_not_clearly_is_said() -> None:
-    for toy in (standing(toy, Orientation("+z", "-y")) for toy in toys()):
-        first, second, *_ = candidates(toy)
-        if first.orientation == Orientation() and second.confidence > first.confidence:
-            assert any(f"up {second.orientation.up} is likelier by the shape" in reason for reason in first.reasons)
-            return
-    pytest.fail("no toy is unclear")
+def test_the_likeliest_is_the_first_guess_whatever_is_usual() -> None:
+    first = set()
+    for toy in (standing(toy, stands) for toy in toys() for stands in ALL[::4]):
+        guesses = candidates(toy, 6)
+        shares = [guess.confidence for guess in guesses]
+        assert shares == sorted(shares, reverse=True)
+        assert guess_orientation(toy) == guesses[0]
+        first.add(guesses[0].orientation.up)
+    assert len(first) > 2, "no shape speaks"
 
 
 def test_no_turn_misleads_often_and_the_truth_is_offered() -> None:
@@ -82,7 +84,7 @@ def test_no_turn_misleads_often_and_the_truth_is_offered() -> None:
             found[stands.up] += first == stands.up
             offered += stands.up in [guess.orientation.up for guess in guesses]
     whole = len(toys()) * len(ALL)
-    assert wrong <= 0.05 * whole
+    assert wrong <= 0.12 * whole
     assert offered >= 0.9 * whole
     assert found["-y"] == whole // 6
     assert found["+y"] >= whole // 12  # half of those that stand so
@@ -119,8 +121,7 @@ def test_guess_does_not_depend_on_scale_place_or_order() -> None:
     for one, other in zip(candidates(toy, 6), candidates(mixed, 6), strict=True):
         assert one.orientation == other.orientation
         assert one.confidence == pytest.approx(other.confidence, abs=0.02)
-    shares = [guess.confidence for guess in candidates(toy, 6)]
-    assert 0 < sum(shares) < 1
+    assert sum(guess.confidence for guess in candidates(toy, 6)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("splats", [ball(2), ball(opacities=torch.zeros(500, 1)), ball(scales=torch.zeros(500, 3)),

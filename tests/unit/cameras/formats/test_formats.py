@@ -422,7 +422,7 @@ def test_lens_far_from_ours_is_refused(lens, tmp_path):
         cameras.load(lens_file(tmp_path, **lens))
 
 
-def test_sizes_of_one_shape_become_one_and_others_are_refused(tmp_path):
+def test_sizes_of_one_shape_become_one(tmp_path):
     value = nerf(camera_angle_x=1.0)
     value["frames"] = [value["frames"][0] | {"w": w, "h": h} for w, h in ((64, 48), (128, 96))]
     loaded = cameras.load(write_json(tmp_path / "t.json", value))
@@ -432,6 +432,17 @@ def test_sizes_of_one_shape_become_one_and_others_are_refused(tmp_path):
     assert cameras.load(tmp_path / "t.json", size=(32, 24)).cameras.width == 32
     with pytest.raises(CameraError, match="'./r_0' is 64×48 pixels where 32×32 is expected"):
         cameras.load(tmp_path / "t.json", size=(32, 32))
+
+
+def test_of_upright_and_wide_pictures_the_commonest_stay(tmp_path):
+    value = nerf(camera_angle_x=1.0)
+    sides = {"wide": (64, 48), "tall": (48, 64), "tall_too": (96, 128), "long": (48, 200)}
+    value["frames"] = [value["frames"][0] | {"file_path": name, "w": w, "h": h} for name, (w, h) in sides.items()]
+    loaded = cameras.load(write_json(tmp_path / "t.json", value))
+    assert (loaded.names, loaded.cameras.width, loaded.cameras.height) == (["tall", "tall_too"], 48, 64)
+    assert len(loaded.cameras) == 2
+    assert "2 of 4 pictures are left out (the first is 'wide')" in loaded.remarks[0]
+    assert cameras.load(tmp_path / "t.json", size=(640, 480)).names == ["wide"]
 
 
 # --------------------------------------------------------------------------------------------------------------- damage

@@ -46,6 +46,16 @@ def test_the_largest_change_of_each_kind(name, change, words):
     assert losses.words() == [words]
 
 
+def test_a_far_splat_does_not_hide_how_others_move():
+    losses, arrays = Losses(), blocks(some_splats())
+    arrays.positions[0] = 1e7
+    back = copied(arrays)
+    back.positions[2, 1] += 1e-4
+    np.nextafter(back.positions[:1], np.float32(9), out=back.positions[:1])
+    losses.compare(arrays, back)
+    assert losses.words() == ["position precision (moves by up to 0.0001)"]
+
+
 def test_changes_that_are_relative():
     losses, arrays = Losses(), blocks(some_splats())
     back = copied(arrays)
