@@ -29,9 +29,10 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, durable: bool = True) -> None:
     """Write a file so that a reader, or a machine that loses power, sees the old bytes or the new, never a mixture.
 
+    durable: False does not wait for the disk, for what can be made again; then it is only readers who see no mixture.
     The folder is made where it is missing. Raises StorageError when that cannot be done; the old bytes are still there.
     """
     for attempt in range(_ATTEMPTS):
@@ -41,15 +42,16 @@ def write_atomically(path: Path, data: bytes) -> None:
             with open(temporary, "xb") as file:
                 _hold(file.fileno())  # says to `remove_abandoned` that someone is still writing
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
             return
         except FileNotFoundError as error:  # removed as abandoned in the moment without a hold
             if attempt == _ATTEMPTS - 1:
-                raise _explained(path, error) from error
+                raise storage_error(path, error) from error
         except OSError as error:
-            raise _explained(path, error) from error
+            raise storage_error(path, error) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -62,7 +64,7 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent) as file:
             file.write(b"\0")
     except OSError as error:
-        raise _explained(path, error) from error
+        raise storage_error(path, error) from error
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
@@ -94,7 +96,7 @@ class FileLock:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
-                raise _explained(self._path, error) from error
+                raise storage_error(self._path, error) from error
             if not _hold(descriptor):
                 os.close(descriptor)
                 return False
@@ -165,8 +167,8 @@ def _hold(descriptor: int) -> bool:
     return True
 
 
-def _explained(path: Path, error: OSError) -> StorageError:
-    """What happened to a file that could not be written, in words."""
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """What happened to a file that could not be written, in words, and what became of the one that was there."""
     reason = error.strerror or str(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "there is a file where its folder should be"

@@ -399,7 +399,8 @@ def list_files(extensions: Iterable[str]) -> list[str]:
     for directory, _, names in os.walk(folder):
         paths = (os.path.join(directory, name) for name in names if os.path.splitext(name)[1].lower() in wanted)
         found += [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
-    return samples + sorted(found)
+    # The host opens no link that leads out of its folders.
+    return samples + sorted(name for name in found if folder_paths.exists_annotated_filepath(name))
 
 
 def find_file(name: str) -> Path | None:

@@ -33,7 +33,10 @@ def splat_file(name: str) -> Path:
     """The splat file that the widget's value names. ValueError when there is none."""
     path = host.find_file(name)
     if path is None:
-        raise ValueError(f"there is no file {name!r}: put it into ComfyUI's input folder, or choose a built-in sample")
+        raise ValueError(
+            f"there is no file {name!r}: put it into ComfyUI's input folder (a link that leads out of it does not "
+            "count), or choose a built-in sample"
+        )
     if not path.name.lower().endswith(tuple(EXTENSIONS)) and not formats.known(path):
         raise ValueError(f"{name!r} is not a splat file: expected one of {', '.join(EXTENSIONS)}")
     return path

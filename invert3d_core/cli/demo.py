@@ -19,7 +19,7 @@ from .command import (
     stopping_between_steps,
     writable_folder,
 )
-from .invert import initial_words, kept
+from .invert import first_step, initial_words, kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +45,8 @@ ABOUT = {
     "those of the unedited token from the same noise: the shape should stay",
     "guidance": "guidance scale of each kind of prompt, each at its own best",
     "views": "azimuths and elevation of the scored views, in degrees; the token was learned from other views",
-    "seconds": "wall time of the whole demo; training_seconds and drawing_seconds are parts of it",
+    "resumed_from_step": "0, or the step from which an interrupted training went on",
+    "seconds": "wall time of this run; training_seconds and drawing_seconds are parts of it",
     "peak_memory_mb": "most memory the process held, in 10^6 bytes; null where the system does not say",
 }
 
@@ -85,6 +86,7 @@ class Demo(Command):
 
     def run(self) -> None:
         from .. import inversion, tokens
+        from ..files import write_atomically
         from ..toy import samples, scoring
 
         began = time.monotonic()
@@ -109,7 +111,7 @@ class Demo(Command):
         self.say(f"[3/5] Learning the token <{name}>: {config.vectors} vectors, up to {config.steps} steps.")
         start = time.monotonic()
         with stopping_between_steps() as check:
-            result = self._learn(model, asset, config, name, check)
+            result, first = self._learn(model, asset, config, name, check)
             training_seconds = time.monotonic() - start
             self.say(f"      the best vectors are those of step {result.best_step}")
 
@@ -137,6 +139,7 @@ class Demo(Command):
             "guidance": {"token": scoring.TOKEN_GUIDANCE, "captions": scoring.CAPTION_GUIDANCE},
             "training_steps": len(result.losses),
             "best_step": result.best_step,
+            "resumed_from_step": first,
             "sampling_steps": self._sampling_steps,
             "noises": self.noises,
             "seed": self.seed,
@@ -151,7 +154,7 @@ class Demo(Command):
         report["seconds"] = round(time.monotonic() - began, 1)
         report["peak_memory_mb"] = peak_memory_mb()
         report["about"] = ABOUT
-        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_atomically(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
         self.report(report, _summary(report, folder))
 
     @property
@@ -167,13 +170,14 @@ class Demo(Command):
 
     def _learn(
         self, model: "MVDream", asset: assets.Asset, config: "InversionConfig", name: str, check: "Callable[[], None]"
-    ) -> "InversionResult":
+    ) -> "tuple[InversionResult, int]":
+        """The training's result, and the step it went on from."""
         from .. import inversion
 
         checkpoint = self._checkpoint(model, config, str(asset.sample))
         with Bar("      training", check) as bar:
             try:
-                return inversion.train_token(
+                result = inversion.train_token(
                     model,
                     asset.splat.to(model.device),
                     config,
@@ -184,6 +188,7 @@ class Demo(Command):
                 )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(kept(bar, checkpoint)) from None
+        return result, first_step(bar, result)
 
     def _draw(
         self,

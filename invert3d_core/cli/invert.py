@@ -54,6 +54,8 @@ class Invert(Command):
     """Training steps; by default the preset's."""
     seed: OptionalInt = None
     """Seed of everything that is drawn; by default the preset's."""
+    checkpoint_every: OptionalInt = None
+    """Steps between two checkpoints, 0 for one at the end alone; by default the preset's, 100 or 300."""
     checkpoint: OptionalPath = None
     """File that keeps the state of the training; by default beside the token, and removed when that is saved."""
     resume: bool = True
@@ -76,7 +78,12 @@ class Invert(Command):
         began = time.monotonic()
         # Whatever could spoil the end is looked at before the work.
         checkpoint = self._check_paths()
-        changes = {"vectors": self.vectors, "steps": self.steps, "seed": self.seed}
+        changes = {
+            "vectors": self.vectors,
+            "steps": self.steps,
+            "seed": self.seed,
+            "checkpoint_every": self.checkpoint_every,
+        }
         config = inversion.preset(self.preset, **{key: value for key, value in changes.items() if value is not None})
         asset = assets.load(self.file)
         model = load_model(self.model, self.device, self.dtype)
@@ -155,8 +162,7 @@ class Invert(Command):
                 )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(kept(bar, checkpoint)) from None
-        # A training that was finished already reports no step at all.
-        return result, bar.first if bar.first is not None else len(result.losses)
+        return result, first_step(bar, result)
 
 
 def initial_words(sample: str | None, model: "MVDream", config: "InversionConfig") -> str:
@@ -170,6 +176,11 @@ def initial_words(sample: str | None, model: "MVDream", config: "InversionConfig
         if len(model.tokenizer.encode(words)) <= config.vectors:
             return words
     return config.initial_words
+
+
+def first_step(bar: Bar, result: "InversionResult") -> int:
+    """The step a training went on from; one that was finished already reports no step at all."""
+    return bar.first if bar.first is not None else len(result.losses)
 
 
 def kept(bar: Bar, checkpoint: Path) -> str:

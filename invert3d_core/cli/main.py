@@ -7,12 +7,14 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from .. import __version__
 from ..errors import Invert3DError
 
 if TYPE_CHECKING:
@@ -36,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = " ".join(missing)
         return _refuse(f"the command line needs packages that are not installed: pip install {names}", FAILED)
     try:
-        command = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        if given == ["--version"]:
+            print(f"invert3d {__version__}")
+            return DONE
+        command = _parse(given)
         if isinstance(command, int):
             return command
         with _log_on_stderr(), warnings.catch_warnings():
@@ -46,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except KeyboardInterrupt as interrupt:
         return _refuse(str(interrupt) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:  # who reads our output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it at its end
+        return DONE
     except (Invert3DError, OSError) as error:
         return _refuse(_reason(error), BAD_INPUT)
     except ModuleNotFoundError as error:

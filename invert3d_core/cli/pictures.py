@@ -1,5 +1,6 @@
 """Pictures on disk: PNG files, and contact sheets with captions."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,20 @@ def to_pil(picture: "Tensor") -> Any:  # (H,W,3) or (H,W,4)
     return Image.fromarray(values.contiguous().numpy())
 
 
+def save_picture(path: Path, picture: Any) -> None:
+    """Write a Pillow picture, whole or not at all. Raises StorageError where that cannot be done."""
+    from ..files import write_atomically
+
+    data = io.BytesIO()
+    picture.save(data, path.suffix[1:])
+    write_atomically(path, data.getvalue(), durable=False)
+
+
 def save_views(folder: Path, pictures: "Tensor") -> list[Path]:
     """Write pictures (C,H,W,3|4) as view_000.png and so on; returns their paths."""
     paths = [folder / f"view_{index:03d}.png" for index in range(len(pictures))]
     for path, picture in zip(paths, pictures, strict=True):
-        to_pil(picture).save(path)
+        save_picture(path, to_pil(picture))
     return paths
 
 
@@ -71,7 +81,7 @@ def save_sheet(path: Path, rows: Sequence[SheetRow], headings: Sequence[str] = (
             tile = to_pil(picture).resize((cell, height), Image.Resampling.LANCZOS)
             sheet.paste(tile, (MARGIN + LABEL_WIDTH + column * cell, y))
         y += height + MARGIN
-    sheet.save(path)
+    save_picture(path, sheet)
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:

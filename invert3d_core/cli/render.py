@@ -1,5 +1,6 @@
 """`invert3d render`: views of a splat from all around, along a path, or from the cameras of a file."""
 
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -286,13 +287,14 @@ class Render(Command):
     def _write(self, folder: Path, name: str, view: "Rendering", unit: float) -> dict[str, str]:
         """Write what was asked for of a view; the names of the files."""
         made = {"file": name}
-        pictures.to_pil(self._picture(view)).save(folder / name)
+        pictures.save_picture(folder / name, pictures.to_pil(self._picture(view)))
         if self.depth != "none":
             made["depth_file_path"] = f"depth{name.removeprefix('view').removesuffix('.png')}.{self.depth}"
             save_depth(folder / made["depth_file_path"], view.depth[0], unit)
         if self.normals:
             made["normal_file_path"] = f"normals{name.removeprefix('view')}"
-            pictures.to_pil((view.normals[0] + 1) / 2).save(folder / made["normal_file_path"])
+            shown = pictures.to_pil((view.normals[0] + 1) / 2)
+            pictures.save_picture(folder / made["normal_file_path"], shown)
         return made
 
     def _picture(self, view: "Rendering") -> "Tensor":  # (H,W,3|4)
@@ -356,13 +358,17 @@ def save_depth(path: Path, depth: "Tensor", unit: float) -> None:  # (H,W)
     import numpy as np
     from PIL import Image
 
+    from ..files import write_atomically
+
     values = depth.detach().float().cpu().numpy()
     if path.suffix == ".npy":
-        np.save(path, values)
+        data = io.BytesIO()
+        np.save(data, values)
+        write_atomically(path, data.getvalue(), durable=False)
         return
     # What is there is at least level 1, what lies behind the last level is there.
     levels = np.where(values > 0, np.clip(np.round(values / unit), 1, DEPTH_LEVELS), 0)
-    Image.fromarray(levels.astype(np.uint16)).save(path)
+    pictures.save_picture(path, Image.fromarray(levels.astype(np.uint16)))
 
 
 def color_of(name: str) -> "torch.Tensor":  # (3,)

@@ -7,7 +7,7 @@ there, or the error lists the keys.
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def load(
         place = torch.device(device or _default_device())
         unet, vae, text_encoder = networks_of(checkpoint, info, place, dtype or torch.float32)
         tokenizer = find_tokenizer(
-            checkpoint.path if checkpoint.layout.is_folder else path.parent,
+            checkpoint.path if checkpoint.layout.is_folder else path,
             vocab_size=text_encoder.config.vocab_size,
             max_length=text_encoder.config.max_position_embeddings,
             bos_id=info.bos_id,
@@ -103,15 +103,26 @@ def networks_of(
 ) -> tuple[Any, Any, Any]:
     """U-Net, VAE and text encoder of an opened checkpoint; every weight is used, and every one needed is there.
 
-    dtype: None keeps that of each weight. Raises ModelError listing unknown and missing keys and wrong shapes.
+    dtype: None keeps that of each weight. Raises ModelError listing unknown and missing keys and wrong shapes of all
+    three.
     """
-    return (
-        unet_from_state_dict(checkpoint.unet.to(device, dtype), info.unet_heads, info.unet_norm_groups),
-        vae_from_state_dict(checkpoint.vae.to(device, dtype), info.vae_norm_groups),
-        text_encoder_from_state_dict(
+    makers: tuple[Callable[[], Any], ...] = (
+        lambda: unet_from_state_dict(checkpoint.unet.to(device, dtype), info.unet_heads, info.unet_norm_groups),
+        lambda: vae_from_state_dict(checkpoint.vae.to(device, dtype), info.vae_norm_groups),
+        lambda: text_encoder_from_state_dict(
             checkpoint.text.to(device, dtype), info.text_heads, info.text_activation, info.text_skip_last
         ),
     )
+    networks, problems = [], []
+    for make in makers:
+        try:
+            networks.append(make())
+        except ModelError as error:
+            problems.append(str(error))
+    if problems:
+        raise ModelError(" ".join(problems))
+    unet, vae, text_encoder = networks
+    return unet, vae, text_encoder
 
 
 def find_checkpoint(path_or_name: str | os.PathLike[str]) -> Path:

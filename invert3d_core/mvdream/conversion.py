@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..files import write_atomically
 from ..progress import Progress, no_progress
 from ..tokens import ENCODER_WIDTHS
 from . import key_maps
 from .checkpoint import find_checkpoint, networks_of
 from .layouts import INDEX, Checkpoint, open_checkpoint
 from .metadata import METADATA_KEY, ModelInfo
-from .tokenizer import Tokenizer, find_tokenizer
+from .tokenizer import Tokenizer, find_tokenizer, own_vocabulary
 from .weights import ENDINGS, write_safetensors
 
 _SPARE_BYTES = 16 << 20  # of configurations and vocabulary
@@ -49,8 +50,9 @@ def convert(
 ) -> Conversion:
     """Write a checkpoint anew, whole or not at all.
 
-    source: as `load` takes it. destination: a name that ends with .safetensors is one file in the published layout;
-        any other is a folder of stock diffusers and transformers networks, which their ``from_pretrained`` reads.
+    source: as `load` takes it. destination: a name that ends with .safetensors is one file in the published layout,
+        with `own_vocabulary` beside it for a model that has one; any other is a folder of stock diffusers and
+        transformers networks, which their ``from_pretrained`` reads.
     dtype: of the weights; None keeps theirs, and every bit of them. From a file to a file, every tensor of the source
     is kept, the unused ones of an OpenCLIP tower and of the schedule too.
     progress: a step for each tensor.
@@ -78,6 +80,8 @@ def convert(
             if target.is_dir():
                 target.rmdir()  # it is empty; Windows replaces no folder
             os.replace(partial, target)
+            if target.is_file() and checkpoint.info.base not in ENCODER_WIDTHS:
+                notes.append(_write_own_vocabulary(checkpoint, networks[2], target))
             _sync(target.parent)
         except BaseException:
             if partial.is_dir():
@@ -107,8 +111,6 @@ def _write_file(
     else:
         layout = "file-clip"
         tensors = _published(networks, key_maps.text_to_ldm, key_maps.TEXT_PREFIX)
-    if info.base not in ENCODER_WIDTHS:
-        notes.append("its vocabulary is not in the file: keep tokenizer.json beside it")
     everything = {**tensors, **rest}
     counted = _Counted(progress, len(everything))
     # The schedule's constants keep their precision.
@@ -186,20 +188,35 @@ def _scheduler_config(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _write_vocabulary(checkpoint: Checkpoint, text_encoder: Any, folder: Path) -> tuple[bool, list[str]]:
-    """Write the tokenizer where one is found; whether it is CLIP's, and what is to be said about it."""
+def _tokenizer_of(checkpoint: Checkpoint, text_encoder: Any) -> Tokenizer | None:
     info = checkpoint.info
-    length = text_encoder.config.max_position_embeddings
     try:
-        tokenizer: Tokenizer = find_tokenizer(
-            checkpoint.path if checkpoint.layout.is_folder else checkpoint.path.parent,
+        return find_tokenizer(
+            checkpoint.path,
             vocab_size=text_encoder.config.vocab_size,
-            max_length=length,
+            max_length=text_encoder.config.max_position_embeddings,
             bos_id=info.bos_id,
             eos_id=info.eos_id,
             pad_id=info.pad_id,
         )
     except ModelError:
+        return None
+
+
+def _write_own_vocabulary(checkpoint: Checkpoint, text_encoder: Any, target: Path) -> str:
+    """Write the vocabulary of one file beside it; what is to be said about it."""
+    tokenizer, file = _tokenizer_of(checkpoint, text_encoder), own_vocabulary(target)
+    if tokenizer is None:
+        return "no vocabulary was found: put its tokenizer.json beside it"
+    write_atomically(file, tokenizer.backend.to_str().encode())
+    return f"its vocabulary is in {file.name}, which goes with it"
+
+
+def _write_vocabulary(checkpoint: Checkpoint, text_encoder: Any, folder: Path) -> tuple[bool, list[str]]:
+    """Write the tokenizer where one is found; whether it is CLIP's, and what is to be said about it."""
+    info = checkpoint.info
+    tokenizer = _tokenizer_of(checkpoint, text_encoder)
+    if tokenizer is None:
         return False, ["no vocabulary was found: put CLIP's vocab.json and merges.txt into its tokenizer folder"]
     folder.mkdir()
     backend = tokenizer.backend
@@ -212,7 +229,7 @@ def _write_vocabulary(checkpoint: Checkpoint, text_encoder: Any, folder: Path) -
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": length,
+            "model_max_length": text_encoder.config.max_position_embeddings,
             "unk_token": special["eos"],
             **{f"{name}_token": token for name, token in special.items()},
         },

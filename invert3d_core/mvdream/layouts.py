@@ -339,7 +339,7 @@ def published_values(text: Mapping[str, Tensor], layout: Layout) -> ModelInfo:
         if tables and tables[0].shape[-1] == ENCODER_WIDTHS[base]:
             return info
     # Tokens of an encoder of another width fit no published model.
-    return replace(PUBLISHED[layout.base], title="Unnamed multi-view model", base="custom")
+    return replace(PUBLISHED[layout.base], title="Unnamed multi-view model", licence="unknown", base="custom")
 
 
 def _no_cameras(path: Path) -> ModelError:

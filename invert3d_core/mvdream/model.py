@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -104,8 +105,11 @@ class MVDream:
         strength: 0 stands for the token's initial words, 1 for the token, see `Token.at_strength`. A token of the same
         name is replaced. Vectors that require gradients get them through `encode_prompt`.
 
-        Raises TokenError if the token was trained for another text encoder, or for other weights.
+        Raises TokenError if the token was trained for another text encoder, or for other weights, and for a strength
+        that is not finite.
         """
+        if not math.isfinite(strength):
+            raise TokenError(f"The strength of <{token.name}> is {strength}; expected a finite number, such as 1.")
         if token.base != self.info.base:
             raise TokenError(
                 f"The token '{token.name}' was trained for the text encoder '{token.base}', but {self.info.title} has "

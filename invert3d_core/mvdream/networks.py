@@ -4,9 +4,10 @@ Modules are made without memory (on the meta device) and take the tensors over, 
 than its weights. What no weight shows (numbers of heads, groups of norms, activation) is an argument.
 """
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from .metadata import METADATA_KEY
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
 logger = logging.getLogger("invert3d")
 
@@ -49,9 +50,10 @@ def unet_from_state_dict(
 
     file_prefix, part = _part(state_dict, key_maps.UNET_PREFIX, key_maps.UNET_WRAPPER)
     names = key_maps.unet_keys_to_diffusers(part)
-    _refuse_unmapped(part, names, file_prefix, "U-Net")
+    unmapped = [file_prefix + key for key in part if key not in names]
     weights = {new: part[key] for key, new in names.items()}
-    config = _unet_config(weights, num_attention_heads, norm_groups)
+    with _telling(unmapped, "U-Net"):
+        config = _unet_config(weights, num_attention_heads, norm_groups)
 
     def file_names(keys: Iterable[str]) -> Mapping[str, str]:
         keys = list(keys)
@@ -61,7 +63,7 @@ def unet_from_state_dict(
         original |= {new: key for key, new in names.items()}
         return {key: file_prefix + name for key, name in original.items()}
 
-    return make_multiview(_build(lambda: UNet2DConditionModel(**config), weights, file_names, "U-Net"))
+    return make_multiview(_build(lambda: UNet2DConditionModel(**config), weights, file_names, "U-Net", unmapped))
 
 
 def vae_from_state_dict(state_dict: key_maps.StateDict, norm_groups: int = 32) -> "AutoencoderKL":
@@ -73,17 +75,18 @@ def vae_from_state_dict(state_dict: key_maps.StateDict, norm_groups: int = 32) -
 
     file_prefix, part = _part(state_dict, key_maps.VAE_PREFIX)
     ldm = key_maps.is_ldm_vae(part)
-    if ldm:
-        _refuse_unmapped(part, key_maps.vae_keys_from_ldm(part), file_prefix, "VAE")
-    weights = key_maps.vae_to_diffusers(part)
-    config = _vae_config(weights, norm_groups)
+    known = key_maps.vae_keys_from_ldm(part) if ldm else part
+    unmapped = [file_prefix + key for key in part if key not in known]
+    weights = key_maps.vae_to_diffusers({key: part[key] for key in known})
+    with _telling(unmapped, "VAE"):
+        config = _vae_config(weights, norm_groups)
 
     def file_names(keys: Iterable[str]) -> Mapping[str, str]:
         keys = list(keys)
         original = key_maps.vae_keys_to_ldm(keys) if ldm else {key: key for key in keys}
         return {key: file_prefix + new for key, new in original.items()}
 
-    return _build(lambda: AutoencoderKL(**config), weights, file_names, "VAE")
+    return _build(lambda: AutoencoderKL(**config), weights, file_names, "VAE", unmapped)
 
 
 def text_encoder_from_state_dict(
@@ -105,11 +108,13 @@ def text_encoder_from_state_dict(
     open_clip = any(key.endswith("positional_embedding") for key in state_dict)
     if open_clip:
         file_prefix, part = _part(state_dict, key_maps.OPEN_CLIP_PREFIX)
-        _refuse_unmapped(part, key_maps.open_clip_keys_from_ldm(part), file_prefix, "text encoder")
-        weights = key_maps.text_from_open_clip(part, skip_last)
+        known = key_maps.open_clip_keys_from_ldm(part)
+        weights = key_maps.text_from_open_clip({key: part[key] for key in known}, skip_last)
     else:
         file_prefix, part = _part(state_dict, key_maps.TEXT_PREFIX, "text_model.")
+        known = part
         weights = key_maps.text_from_ldm(part)
+    unmapped = [file_prefix + key for key in part if key not in known]
 
     def file_names(keys: Iterable[str]) -> Mapping[str, str]:
         plain = {key.removeprefix("text_model."): key for key in keys}
@@ -117,7 +122,9 @@ def text_encoder_from_state_dict(
         return {plain[key]: file_prefix + name for key, name in named.items()}
 
     activation = activation or ("gelu" if open_clip else "quick_gelu")
-    return _text_encoder(weights, num_attention_heads, activation, file_names)
+    with _telling(unmapped, "text encoder"):
+        config = _text_config(weights, num_attention_heads, activation)
+    return _text_encoder(config, weights, file_names, unmapped)
 
 
 # Sizes
@@ -199,11 +206,9 @@ def _vae_config(weights: key_maps.StateDict, norm_groups: int) -> dict[str, Any]
     }
 
 
-def _text_encoder(
-    weights: key_maps.StateDict, heads: int | None, activation: str, file_names: FileNames
-) -> "CLIPTextModel":
-    """A `CLIPTextModel` of the weights, which are named as transformers 5 names them."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _text_config(weights: key_maps.StateDict, heads: int | None, activation: str) -> "CLIPTextConfig":
+    """A configuration that fits the weights, which are named as transformers 5 names them."""
+    from transformers import CLIPTextConfig
 
     vocabulary = _size(weights, "embeddings.token_embedding.weight", 0, "text encoder")
     width = _size(weights, "embeddings.token_embedding.weight", 1, "text encoder")
@@ -215,7 +220,7 @@ def _text_encoder(
             f"heads is not in the weights. Pass num_attention_heads, or write text_heads into its '{METADATA_KEY}' "
             "metadata."
         )
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=_size(weights, "encoder.layers.0.mlp.fc1.weight", 0, "text encoder"),
@@ -228,6 +233,14 @@ def _text_encoder(
         eos_token_id=vocabulary - 1,
         pad_token_id=vocabulary - 1,
     )
+
+
+def _text_encoder(
+    config: "CLIPTextConfig", weights: key_maps.StateDict, file_names: FileNames, unmapped: Sequence[str]
+) -> "CLIPTextModel":
+    """A `CLIPTextModel` of the weights, which are named as transformers 5 names them."""
+    from transformers import CLIPTextModel
+
     with torch.device("meta"):
         names = CLIPTextModel(config).state_dict()
     # transformers 4 puts everything under text_model, transformers 5 does not.
@@ -237,6 +250,7 @@ def _text_encoder(
         key_maps.with_prefix(weights, prefix),
         file_names,
         "text encoder",
+        unmapped,
     )
 
 
@@ -248,8 +262,12 @@ def _build(
     weights: key_maps.StateDict,
     file_names: FileNames,
     what: str,
+    unmapped: Sequence[str],
 ) -> ModuleT:
-    """A module that takes the weights over, all of them and nothing else."""
+    """A module that takes the weights over, all of them and nothing else.
+
+    unmapped: keys that have no place in it, as the file names them.
+    """
     try:
         with torch.device("meta"):
             module = make()
@@ -261,11 +279,12 @@ def _build(
     expected = {key: value for key, value in module.state_dict().items() if not key.endswith("position_ids")}
     missing, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     shapes = [key for key in expected.keys() & weights.keys() if expected[key].shape != weights[key].shape]
-    if missing or unknown or shapes:
+    if missing or unknown or unmapped or shapes:
         name = file_names(expected.keys() | weights.keys())
+        unknown = [*(name.get(key, key) for key in unknown), *unmapped]
         problems = [
             f"missing keys: {key_maps.list_keys(name.get(key, key) for key in missing)}" if missing else "",
-            f"unknown keys: {key_maps.list_keys(name.get(key, key) for key in unknown)}" if unknown else "",
+            f"unknown keys: {key_maps.list_keys(unknown)}" if unknown else "",
             "wrong shapes: "
             + key_maps.list_keys(
                 f"{name.get(key, key)} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
@@ -297,12 +316,15 @@ def _part(state_dict: key_maps.StateDict, *prefixes: str) -> tuple[str, dict[str
     return "", dict(state_dict)
 
 
-def _refuse_unmapped(part: key_maps.StateDict, known: Mapping[str, Any], prefix: str, what: str) -> None:
-    unknown = [prefix + key for key in part if key not in known]
-    if unknown:
-        raise ModelError(
-            f"The {what} has unknown keys: {key_maps.list_keys(unknown)}. The weights are of another model or layout."
-        )
+@contextlib.contextmanager
+def _telling(unmapped: Sequence[str], what: str) -> Iterator[None]:
+    """Inside, an error also lists the keys of the file that have no place in the network."""
+    try:
+        yield
+    except ModelError as error:
+        if not unmapped:
+            raise
+        raise ModelError(f"{error} The {what} also has unknown keys: {key_maps.list_keys(unmapped)}.") from error
 
 
 def _weight(weights: key_maps.StateDict, key: str, what: str) -> Tensor:

@@ -7,6 +7,7 @@ form of MVDream's reconstruction loss (Shi et al. 2023).
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -287,12 +288,17 @@ def sample_latents(
     guidance_scale: 1, or no negative embeddings, runs the positive half alone. guidance_rescale: see `rescale_guided`.
     eta, noise: of DDIM, see `ddim`. sampler: one of `SAMPLERS`, see `solve` for the others. callback: after each step.
 
-    Raises ModelError if shapes disagree, for an unknown sampler, and for an eta above 0 with another than DDIM.
+    Raises ModelError if shapes disagree, for an unknown sampler, for numbers that are not finite or out of range, and
+    for an eta above 0 with another than DDIM.
     """
     if sampler not in SAMPLERS:
         raise ModelError(f"There is no sampler {sampler!r}. Expected one of {', '.join(SAMPLERS)}.")
     if sampler != "ddim" and eta != 0:
         raise ModelError(f"eta is {eta}, which only the sampler ddim knows. Leave it at 0 for {sampler}.")
+    if not math.isfinite(guidance_scale):
+        raise ModelError(f"The guidance scale is {guidance_scale}; expected a finite number, such as 7.5.")
+    if not 0 <= guidance_rescale <= 1:
+        raise ModelError(f"The guidance rescale is {guidance_rescale}; expected 0 to 1.")
     schedule = getattr(model, "schedule", None) or Schedule()
     batch = latents.shape[0]
     text = _one_per_row(text_embeddings, batch, "text_embeddings")

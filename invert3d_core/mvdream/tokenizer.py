@@ -72,24 +72,31 @@ def add_tokenizer_folder(path: str | os.PathLike[str]) -> None:
         _host_folders.append(folder)
 
 
+def own_vocabulary(checkpoint: Path) -> Path:
+    """Where the vocabulary of one checkpoint file is, which is not for the others of its folder."""
+    return checkpoint.with_name(f"{checkpoint.stem}.tokenizer.json")
+
+
 def find_tokenizer(
-    folder: Path, *, vocab_size: int, max_length: int, bos_id: int, eos_id: int, pad_id: int
+    checkpoint: Path, *, vocab_size: int, max_length: int, bos_id: int, eos_id: int, pad_id: int
 ) -> Tokenizer:
     """The tokenizer of a text encoder with `vocab_size` embedding rows.
 
-    Looks in the checkpoint's folder and its ``tokenizer/``, then in the host's folders, for ``tokenizer.json`` or
-    ``vocab.json`` with ``merges.txt``, then for CLIP's merges in installed packages; the first of the right size wins.
+    checkpoint: its file, or its folder. Looks beside a file for `own_vocabulary`; in the checkpoint's folder (for a
+    link, also in that of the file) and its ``tokenizer/``, then in the host's folders, for ``tokenizer.json`` or
+    ``vocab.json`` with ``merges.txt``; then for CLIP's merges in installed packages. The first of the right size wins.
 
     Raises ModelError naming all three places if there is none, and if a file found cannot be read.
     """
     refused: list[str] = []
-    for where, backend in _candidates(folder):
+    for where, backend in _candidates(checkpoint):
         found = backend.get_vocab_size()
         if found == vocab_size:
             return Tokenizer(backend, max_length=max_length, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
         refused.append(f"{where} has {found} words")
     hosts = ", ".join(f"'{path}'" for path in _host_folders) or "no host registered a folder"
     packages = ", ".join(package for package, _ in _CARRIERS)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     raise ModelError(
         f"No vocabulary of {vocab_size} words was found for the text encoder in '{folder}'. Looked in: "
         f"(1) the checkpoint's folder and its 'tokenizer' folder, for tokenizer.json or vocab.json and merges.txt; "
@@ -99,8 +106,15 @@ def find_tokenizer(
     )
 
 
-def _candidates(folder: Path) -> "Iterator[tuple[str, tokenizers.Tokenizer]]":
-    for place in (folder, folder / "tokenizer", *_host_folders):
+def _candidates(checkpoint: Path) -> "Iterator[tuple[str, tokenizers.Tokenizer]]":
+    folders = [checkpoint]
+    if not checkpoint.is_dir():
+        target = checkpoint.resolve()
+        for file in dict.fromkeys((own_vocabulary(checkpoint), own_vocabulary(target))):
+            if file.is_file():
+                yield f"'{file}'", _read(file)
+        folders = list(dict.fromkeys((checkpoint.parent, target.parent)))
+    for place in (*(place for folder in folders for place in (folder, folder / "tokenizer")), *_host_folders):
         if (place / "tokenizer.json").is_file():
             yield f"'{place / 'tokenizer.json'}'", _read(place / "tokenizer.json")
         if (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
@@ -116,7 +130,7 @@ def _read(path: Path) -> "tokenizers.Tokenizer":
     import tokenizers
 
     try:
-        if path.name == "tokenizer.json":
+        if path.name.endswith("tokenizer.json"):
             return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         if path.name == "vocab.json":
             vocab = json.loads(path.read_text(encoding="utf-8"))

@@ -78,7 +78,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         content, metadata = _tensors_of(path)
     except Exception as error:  # torch.load raises whatever the bytes lead it to
-        code = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        code = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if code:
             raise ModelError(
                 f"'{path}' holds more than weights ({code[1]}): reading it would run code, so it is refused. "

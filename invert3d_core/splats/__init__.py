@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
+from ..files import storage_error
 from . import formats, spherical_harmonics
 from .formats.source import FOLDER_FILE, open_source
 from .gaussians import GaussianSplats
@@ -89,9 +90,7 @@ def save(
         with _replacing(path) as file:
             lost = form.write(splats, file, **options)
     except OSError as error:
-        raise FormatError(
-            f"Splats cannot be written to '{path}' ({error}). Check the folder, its permissions and the free space."
-        ) from error
+        raise FormatError(str(storage_error(path, error))) from error
     if lost:
         log.warning("'%s': not kept by the format %s: %s.", path, form.name, "; ".join(lost))
     return lost

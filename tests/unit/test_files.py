@@ -90,7 +90,7 @@ def test_places_where_no_file_can_be(tmp_path, name, message):
 
 def test_a_storage_error_is_an_os_error():
     with pytest.raises(OSError, match="^'a' cannot be written"):
-        raise files._explained(files.Path("a"), OSError(errno.EIO, "Input/output error"))
+        raise files.storage_error(files.Path("a"), OSError(errno.EIO, "Input/output error"))
 
 
 def test_only_what_nobody_writes_is_removed_as_abandoned(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import invert3d_core
+
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("demo", "info", "convert", "render", "invert", "lift", "sample", "model", "token")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -49,6 +51,21 @@ def test_mistakes_are_one_line_and_exit_code_2(run, arguments, start):
     assert done.err.startswith(f"invert3d: {start}")
     assert done.err.count("\n") == 1
     assert not set("│╭╰─") & set(done.err)
+
+
+def test_version(run):
+    assert run("--version").out == f"invert3d {invert3d_core.__version__}\n"
+
+
+def test_a_reader_that_has_seen_enough(ball):
+    """As of ``invert3d info file | head -1``."""
+    code = "import sys, time; from invert3d_core.cli.main import main; time.sleep(1); sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "info", str(ball)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT) as ran:
+        assert ran.stdout and ran.stderr
+        ran.stdout.close()
+        assert ran.stderr.read() == b""
+    assert ran.returncode == 0
 
 
 def test_every_command_as_a_process_of_its_own_in_another_folder(model, token, ball, tmp_path):

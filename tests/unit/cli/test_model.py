@@ -40,7 +40,7 @@ def test_convert_to_a_folder_and_to_a_file(run, model, tmp_path):
     assert (report["types"], report["layout"], report["complete"]) == (["float16"], "folder-diffusers", True)
     done = run("model", "convert", tmp_path / "folder", tmp_path / "file.safetensors")
     assert done.code == 0, done.err
-    assert "wrote" in done.out and "keep tokenizer.json beside it" in done.out
+    assert "wrote" in done.out and "which goes with it" in done.out
     source = safetensors.torch.load_file(model / "model.safetensors")
     found = safetensors.torch.load_file(tmp_path / "file.safetensors")
     assert found.keys() == source.keys()
@@ -50,11 +50,14 @@ def test_convert_to_a_folder_and_to_a_file(run, model, tmp_path):
     assert "exists already" in done.err
 
 
-def test_a_converted_folder_draws_the_same_pictures(run, model, tmp_path):
+def test_what_is_converted_draws_the_same_pictures(run, model, tmp_path):
     assert run("model", "convert", model, tmp_path / "folder").code == 0
-    for name, source in (("a", model), ("b", tmp_path / "folder")):
+    assert run("model", "convert", tmp_path / "folder", tmp_path / "file.safetensors").code == 0
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "file.safetensors")
+    for name, source in (("a", model), ("b", tmp_path / "folder"), ("c", tmp_path / "link.safetensors")):
         arguments = ("sample", "--model", source, "--prompt", "a red hat", "--out", tmp_path / name, "--steps", 2)
         assert run(*arguments).code == 0
     for view in range(4):
         file = f"view_{view:03d}.png"
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "c" / file).read_bytes()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.unit.storage_faults import full_disk
+
 
 def pixels(path: Path | str) -> np.ndarray:
     return np.asarray(Image.open(path))
@@ -21,6 +23,20 @@ def test_views_of_a_token_and_what_the_report_says(run, model, token, tmp_path):
     assert {view["elevation_deg"] for view in report["views"]} == {15.0}
     assert all(pixels(view["file"]).shape == (16, 16, 3) for view in report["views"])
     assert Path(report["contact_sheet"]).is_file()
+
+
+def test_a_full_disk_leaves_the_old_pictures(run, model, ball, tmp_path):
+    draw = ("sample", "--model", model, "--prompt", "a red hat", "--steps", 1, "--out", tmp_path / "drawn")
+    render = ("render", ball, "--views", 2, "--size", 48, "--depth", "npy", "--normals", "--out", tmp_path / "seen")
+    for command in (draw, render):
+        assert run(*command).code == 0
+        before = {path: path.read_bytes() for path in command[-1].iterdir()}
+        with full_disk():
+            done = run(*command)
+        assert done.code == 2
+        assert "view_000.png' cannot be written: File too large" in done.err
+        assert "What was there before is unchanged. Make room" in done.err
+        assert {path: path.read_bytes() for path in command[-1].iterdir()} == before
 
 
 def test_strength_0_is_the_initial_words_and_seeds_repeat(run, model, token, tmp_path):
@@ -58,6 +74,11 @@ def test_several_tokens(run, model, token, tmp_path, repeated):
     [
         (["--prompt", "a <thong>"], "which is not applied to the model. Known: <thing>"),
         (["--prompt", "a <thing>", "--steps", "0"], "0 sampling steps were asked for"),
+        (["--prompt", "a <thing>", "--guidance", "nan"], "The guidance scale is nan; expected a finite number"),
+        (["--prompt", "a <thing>", "--guidance", "inf"], "The guidance scale is inf"),
+        (["--prompt", "a <thing>", "--rescale", "5"], "The guidance rescale is 5.0; expected 0 to 1"),
+        (["--prompt", "a <thing>", "--rescale", "nan"], "The guidance rescale is nan"),
+        (["--prompt", "a <thing>", "--strength", "nan"], "The strength of <thing> is nan; expected a finite number"),
         (["--prompt", "a <thing>", "--views", "0"], "--views is 0"),
         (["--prompt", "a <thing>", "--elevation", "95"], "elevation 95° is out of range"),
         (["--prompt", "a <thing>", "--device", "abacus"], "device 'abacus' cannot be used here"),

@@ -151,6 +151,17 @@ def test_unknown_missing_and_misshapen_keys_are_listed(checkpoint: Path, publish
     assert first in published
 
 
+def test_everything_wrong_is_told_at_once(checkpoint: Path, published: dict[str, Tensor]) -> None:
+    wrong = {"model.diffusion_model.input_blocks.1.0.out_layers.0.bias", "first_stage_model.decoder.conv_in.bias",
+             key_maps.TEXT_PREFIX + "final_layer_norm.bias"}  # fmt: skip
+    state = {key: value for key, value in published.items() if key not in wrong}
+    added = {"model.diffusion_model.bogus.weight", "first_stage_model.bogus.weight"}
+    save_safetensors({**state, **{key: torch.ones(1) for key in added}}, checkpoint / "model.safetensors")
+    with pytest.raises(ModelError) as raised:
+        load(checkpoint / "model.safetensors", "cpu")
+    assert all(key in str(raised.value) for key in wrong | added)
+
+
 def test_an_ordinary_stable_diffusion_file_is_told_apart(checkpoint: Path, published: dict[str, Tensor]) -> None:
     file = checkpoint / "model.safetensors"
     save_safetensors({k: v for k, v in published.items() if "camera_embed" not in k}, file)

@@ -274,17 +274,18 @@ def test_a_write_that_fails_leaves_the_old_file_alone(ply, monkeypatch, error):
     with pytest.raises(expected) as raised:
         splats.save(random_splats(3), ply)
     if expected is FormatError:
-        assert "a.ply' ([Errno 28] No space left on device). Check the folder" in str(raised.value)
+        assert "a.ply' cannot be written: No space left on device" in str(raised.value)
+        assert "What was there before is unchanged" in str(raised.value)
     assert ply.read_bytes() == before
     assert [p.name for p in ply.parent.iterdir()] == ["a.ply"]
 
 
 def test_a_folder_in_the_way(tmp_path):
     (tmp_path / "a.ply").mkdir()
-    with pytest.raises(FormatError, match=r"cannot be written to '.*a\.ply'"):
+    with pytest.raises(FormatError, match=r"a\.ply' cannot be written"):
         splats.save(random_splats(), tmp_path / "a.ply")
     (tmp_path / "file").touch()
-    with pytest.raises(FormatError, match=r"cannot be written to '.*b\.ply'"):
+    with pytest.raises(FormatError, match=r"b\.ply' cannot be written"):
         splats.save(random_splats(), tmp_path / "file" / "b.ply")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ply", "file"]
 
