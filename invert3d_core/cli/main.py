@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from .. import __version__
 from ..errors import Invert3DError
@@ -100,11 +100,16 @@ def _parse(arguments: list[str]) -> "Command | Model | Token | int":
     except SystemExit as end:
         if not end.code:
             return DONE
-        return _refuse(_one_line(mistakes.getvalue()), BAD_INPUT)
+        known = [part.__metadata__[0].name for part in get_args(commands)]
+        program = " ".join(["invert3d", *(name for name in arguments[:1] if name in known)])
+        return _refuse(f"{_one_line(mistakes.getvalue())} ({program} --help says more)", BAD_INPUT)
 
 
 def _one_line(box: str) -> str:
-    """The reason in tyro's framed message: a title, a section per mistake, then where to find help."""
+    """The reason in tyro's framed message: a title, a section per mistake, then where to find help.
+
+    What it takes for likely options is left out: of all commands, with their texts.
+    """
     sections: list[list[str]] = [[]]
     for line in box.splitlines()[1:]:
         text = line.strip("│╰╯ ")
@@ -112,10 +117,10 @@ def _one_line(box: str) -> str:
             sections.append([])
         elif text:
             sections[-1].append(text)
-    told = [" ".join(words) for words in sections if words and not words[0].startswith(("For full", "Argument help"))]
+    beside = "For full", "Argument help", "Perhaps you meant"
+    told = [" ".join(words) for words in sections if words and not words[0].startswith(beside)]
     # An option that may be left out is "None or a number" to tyro, which then says why the text is not None.
-    reason = re.sub(r"no type matching .* Got errors: .*- <class '\w+'>: ", "", "; ".join(told))
-    return f"{reason} (invert3d --help says more)"
+    return re.sub(r"no type matching .* Got errors: .*- <class '\w+'>: ", "", "; ".join(told))
 
 
 def _reason(error: Invert3DError | OSError) -> str:

@@ -169,7 +169,8 @@ class _Run:
         state, finished = found or (self._start(), False)
         state = _on_device(state, self.model.device)
         if found:
-            logger.info("Training goes on from step %d of '%s'.", state.step, self.path)
+            word = "was finished at" if finished else "goes on from"
+            logger.info("Training %s step %d of '%s'.", word, state.step, self.path)
         if finished or not self._goes_on(state):
             if self.path is not None and not finished:  # stopped after its last step
                 checkpoints.keep(self.path, state, self.fingerprint, finished=True)

@@ -28,7 +28,7 @@ FRONTS = {"-y": "-z", "+y": "+z", "+z": "-y", "-z": "+y", "+x": "+z", "-x": "-z"
 
 # Logarithms of how often each up is met. Trained scenes have the first, but also what TRELLIS writes; LGM the second.
 # The first is a little more than that, since a shape that misleads is worse than one that says nothing.
-_USUAL = {"-y": 3.4, "+y": 1.5, "+z": 0.5}
+_USUAL = {"-y": 2.7, "+y": 1.5, "+z": 0.5}
 _DECLARED = 6.0  # for an up that the tool which wrote the file declares
 _HABITUAL_FRONT, _OPPOSITE_FRONT = 2.0, 0.5  # against a front to either side
 

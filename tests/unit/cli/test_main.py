@@ -41,6 +41,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         ([], "Expected one of {demo, info, convert, render, invert, lift, sample, model, token}"),
         (["paint"], "Unrecognized options: paint"),
         (["info"], "Missing from invert3d info: PATH"),
+        (["render", "a.ply", "--out", "x", "--count", "0"], "Unrecognized options: --count, 0 (invert3d render"),
         (["sample", "--model", "toy", "--out", "x"], "Missing from invert3d sample: --prompt"),
         (["demo", "--steps", "many"], "Error parsing --steps: invalid literal"),
     ],
@@ -51,6 +52,8 @@ def test_mistakes_are_one_line_and_exit_code_2(run, arguments, start):
     assert done.err.startswith(f"invert3d: {start}")
     assert done.err.count("\n") == 1
     assert not set("│╭╰─") & set(done.err)
+    names = [name for name in arguments[:1] if name in NAMES]
+    assert done.err.endswith(f"({' '.join(['invert3d', *names])} --help says more)\n")
 
 
 def test_version(run):
