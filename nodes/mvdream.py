@@ -12,6 +12,7 @@ from ..invert3d_core import cameras as core
 from ..invert3d_core.cameras import Cameras
 from ..invert3d_core.inversion.views import model_orbit
 from ..invert3d_core.mvdream import ModelInfo, checkpoint, inspection, known_models, layouts
+from ..invert3d_core.mvdream.graphs import hindrance
 from ..invert3d_core.mvdream.sampling import SAMPLERS
 from . import host
 from .cameras import azimuth_start_input
@@ -152,6 +153,9 @@ class MVDreamLoader(io.ComfyNode):
     def execute(cls, model: str, dtype: str) -> io.NodeOutput:
         source = model_file(model)
         loaded = host.HostMVDream.load(source, DTYPES[dtype])
+        slow = hindrance(host.torch_device())
+        if slow is not None:
+            host.tell(slow)
         return io.NodeOutput(loaded, describe(loaded, source))
 
 

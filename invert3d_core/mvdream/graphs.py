@@ -101,9 +101,9 @@ class Graphs:
     def _possible(self, device: torch.device, networks: Sequence[nn.Module]) -> bool:
         if device.type != "cuda" or not _allowed.get() or torch.cuda.is_current_stream_capturing():
             return False
-        if torch.cuda.get_allocator_backend() != "native":
-            # Another keeps their memory where `empty_cache` does not reach, and an error in one ends the process.
-            announce("CUDA graphs are not used: they need PyTorch's own allocator (in ComfyUI: --disable-cuda-malloc).")
+        reason = hindrance(device)
+        if reason is not None:
+            announce(reason)
             return False
         return all(next(network.parameters()).device == device for network in networks)
 
@@ -160,6 +160,17 @@ class Graphs:
             f"{what} is not replayed as a CUDA graph but runs step by step, with the same result, slower: {reason}"
         )
         return None
+
+
+def hindrance(device: torch.device) -> str | None:
+    """Why nothing can be recorded on a device, whatever the work, in words for its user; None where nothing hinders."""
+    if device.type != "cuda" or torch.cuda.get_allocator_backend() == "native":
+        return None
+    # Another keeps their memory where `empty_cache` does not reach, and an error in one ends the process.
+    return (
+        "Training and sampling are several times slower than they could be: CUDA graphs need PyTorch's own memory "
+        "allocator. Start ComfyUI with --disable-cuda-malloc to have it."
+    )
 
 
 def announce(text: str) -> None:

@@ -3,6 +3,9 @@
 import contextlib
 import gc
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -212,6 +215,26 @@ def test_another_stream_and_a_hundred_runs_hold_no_more_memory(model):
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= held + (1 << 20)
     assert_near(draw(model), expected)
+
+
+def test_another_allocator_is_announced_once_and_draws_the_same(model, tmp_path):
+    """CUDA's asynchronous one, which ComfyUI takes by default."""
+    code = (
+        "import sys, torch; from tests.gpu.test_graphs import draw, graphs_of, make_model; "
+        "model = make_model().to('cuda'); pictures = [draw(model) for _ in range(3)]; "
+        "assert len(graphs_of(model.unet)) == 0; torch.save(pictures[-1].cpu(), sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "drawn.pt")],
+        env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Start ComfyUI with --disable-cuda-malloc") == 1
+    assert_near(torch.load(tmp_path / "drawn.pt"), draw(model).cpu())
+    assert graphs.hindrance(model.device) is None
 
 
 def test_eager_is_eager(model):
