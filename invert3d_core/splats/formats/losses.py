@@ -119,8 +119,9 @@ def _moved(wanted: Array, found: Array) -> float:  # (n,3)
     That is told by each splat's own distance, as a far one says nothing of the others, and by the usual one for those
     near the origin.
     """
-    if not _largest(found, wanted):
-        return 0.0
+    largest = _largest(found, wanted)
+    if not largest or largest > _EXACT / 4 * float(np.abs(wanted).max()):
+        return largest
     distance = np.abs(wanted).max(axis=1)
     moves = np.abs(found - wanted).max(axis=1)
     return float(moves.max(initial=0, where=moves > _EXACT / 4 * np.maximum(distance, np.median(distance))))
