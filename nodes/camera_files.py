@@ -93,7 +93,8 @@ class LoadCameras(io.ComfyNode):
                     default=0,
                     min=0,
                     max=16384,
-                    tooltip="Width of the pictures in pixels, for a file that does not say it; 0 where it does.",
+                    tooltip="Width of the pictures in pixels, where a file does not say it or has several shapes; "
+                    "else 0.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -101,7 +102,8 @@ class LoadCameras(io.ComfyNode):
                     default=0,
                     min=0,
                     max=16384,
-                    tooltip="Height of the pictures in pixels, for a file that does not say it; 0 where it does.",
+                    tooltip="Height of the pictures in pixels, where a file does not say it or has several shapes; "
+                    "else 0.",
                     advanced=True,
                 ),
             ],

@@ -88,10 +88,9 @@ def written(
     size = path.stat().st_size / 1e6
     line = f"{host.within_output(path)} · {len(splat):,} splats · {size:,.2f} MB"
     lines = [line, *(f"not kept: {what}" for what in lost)]
-    if format == formats.gltf.NAME and not formats.gltf.stands_as_shown(splat):
-        lines.append(
-            "note: viewers of glTF take +y for up, and this splat does not state it: turn it with Normalize Splat"
-        )
+    remark = formats.gltf.remark_on_up(splat) if format == formats.gltf.NAME else None
+    if remark is not None:
+        lines.append(f"{remark}; Orient Splat shows it, and Normalize Splat turns them.")
     return "\n".join(lines)
 
 

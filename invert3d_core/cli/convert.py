@@ -81,8 +81,9 @@ class Convert(Command):
         }
         size = values["bytes"] / 1e6
         text = f"wrote {len(splat):,} splats to {self.destination} ({form.name}, {size:,.2f} MB)"
-        if form.name == formats.gltf.NAME and not formats.gltf.stands_as_shown(splat):
-            self.say("Viewers of glTF take +y for up, and these splats do not state it: --upright turns them so.")
+        remark = formats.gltf.remark_on_up(splat) if form.name == formats.gltf.NAME else None
+        if remark is not None:
+            self.say(f"{remark}; --upright turns them from there, or from the axis that --up names.")
         self.report(values, text if lost or asset.remarks else f"{text}, everything kept")
 
     def _check_destination(self) -> None:

@@ -26,7 +26,9 @@ class Info(Command):
 
 def describe(file: Path) -> dict[str, Any]:
     """Everything `info` says about a file. Raises Invert3DError when it is nothing that is known."""
+    from ..errors import FormatError
     from ..mvdream.checkpoint import BUILT_IN
+    from ..mvdream.weights import ENDINGS
     from ..splats import formats as splat_formats
 
     if (file / "meta.json").is_file():
@@ -35,15 +37,20 @@ def describe(file: Path) -> dict[str, Any]:
         return _describe_model(str(file))
     if not file.exists():
         return _describe_splat(assets.find(file))
+    weights = file.suffix in ENDINGS
     if splat_formats.known(file):
-        return _describe_splat(file)
+        try:
+            return _describe_splat(file)
+        except FormatError:
+            if not weights:  # a model in a zip archive may begin as a .sog does
+                raise
     if file.suffix == ".safetensors":
         metadata = _safetensors_metadata(file)
         if "invert3d" in metadata:
             return _describe_token(file)
         if "invert3d_training" in metadata:
             return _describe_training(file, metadata["invert3d_training"])
-    if file.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+    if weights:
         return _describe_token_or_model(file)
     return _describe_splat(file)
 

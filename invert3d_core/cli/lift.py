@@ -82,7 +82,7 @@ class Lift(Command):
         config = self._config()
         device = chosen_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         lift3d.check_device(config, device)
-        cams, images, masks = self._load()
+        cams, images, masks, remarks = self._load()
         self.say(
             f"Fitting a splat to {len(cams)} pictures of {cams.width}×{cams.height}: up to {config.max_splats:,} "
             f"splats, {config.steps} steps on {device}."
@@ -107,6 +107,7 @@ class Lift(Command):
                 "resumed_from_step": first,
                 "loss": result.losses[-1],
                 "psnr": result.psnr,
+                "not_read": remarks,
                 "not_kept": lost,
                 "device": str(device),
                 "seconds": round(time.monotonic() - began, 3),
@@ -135,8 +136,8 @@ class Lift(Command):
         changes = {key: value for key, value in chosen.items() if value is not None}
         return lift3d.preset(self.preset, seed=self.seed, **changes)
 
-    def _load(self) -> "tuple[Cameras, Tensor, Tensor | None]":
-        """Cameras, pictures (C,H,W,3) on white where they are transparent, and masks (C,H,W) where there are any."""
+    def _load(self) -> "tuple[Cameras, Tensor, Tensor | None, list[str]]":
+        """Cameras, pictures (C,H,W,3) on white where they are transparent, masks (C,H,W) if there are any; remarks."""
         import torch
 
         from .. import cameras
@@ -150,8 +151,8 @@ class Lift(Command):
             folder = self.masks
             masks = torch.stack([read_picture(find(folder, name), (height, width))[..., 0] for name in loaded.names])
         elif bool((masks == 1).all()):
-            return loaded.cameras, colors, None
-        return loaded.cameras, colors, masks
+            return loaded.cameras, colors, None, loaded.remarks
+        return loaded.cameras, colors, masks, loaded.remarks
 
     def _fit(
         self, images: "Tensor", masks: "Tensor | None", cams: "Cameras", config: "FitConfig", checkpoint: Path

@@ -1,6 +1,6 @@
 """`invert3d`: which command was asked for, and what its end means to the caller.
 
-Exit codes: 0 done; 2 bad input, with one line of reason on stderr; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 bad input, with one line of reason on stderr; 130 stopped by Ctrl-C; 141 nobody reads the output.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .model import Model
     from .token import Token
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 NEEDED = ("tyro", "tqdm")  # dependencies of the wheel, which a folder pack in a ComfyUI does without
 
 DESCRIPTION = "Turn a Gaussian splat into a word of a multi-view diffusion model, and draw views with it."
@@ -39,27 +39,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"the command line needs packages that are not installed: pip install {names}", FAILED)
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
-        if given == ["--version"]:
-            print(f"invert3d {__version__}")
-            return DONE
-        command = _parse(given)
-        if isinstance(command, int):
-            return command
-        with _log_on_stderr(), warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")  # libraries warn their developers; users see our log
-            command.run()
-        return DONE
+        code = _run(given)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as interrupt:
         return _refuse(str(interrupt) or "interrupted", INTERRUPTED)
     except BrokenPipeError:  # who reads our output has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python flushes it at its end
-        return DONE
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # Python flushes them at its end
+        return PIPE_CLOSED
     except (Invert3DError, OSError) as error:
         return _refuse(_reason(error), BAD_INPUT)
     except ModuleNotFoundError as error:
         package = {"PIL": "Pillow"}.get(str(error.name), error.name)
         return _refuse(f"the package {package} is not installed: pip install {package}", FAILED)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        print(f"invert3d {__version__}")
+        return DONE
+    command = _parse(arguments)
+    if isinstance(command, int):
+        return command
+    with _log_on_stderr(), warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # libraries warn their developers; users see our log
+        command.run()
+    return DONE
 
 
 def _parse(arguments: list[str]) -> "Command | Model | Token | int":
@@ -117,7 +123,7 @@ def _one_line(box: str) -> str:
             sections.append([])
         elif text:
             sections[-1].append(text)
-    beside = "For full", "Argument help", "Perhaps you meant"
+    beside = "For full", "Argument help", "Perhaps you meant", "Arguments similar to"
     told = [" ".join(words) for words in sections if words and not words[0].startswith(beside)]
     # An option that may be left out is "None or a number" to tyro, which then says why the text is not None.
     return re.sub(r"no type matching .* Got errors: .*- <class '\w+'>: ", "", "; ".join(told))

@@ -3,7 +3,7 @@
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -46,7 +46,7 @@ class Shot(NamedTuple):
     """What is rendered.
 
     cams: in the splat's frame. told: what the report says of each. titles, labels: of each, on the contact sheet, where
-    labels are numbers of a kind.
+    labels are numbers of a kind. remarks: of a file of cameras, what was left out or taken otherwise.
     """
 
     cams: "Cameras"
@@ -54,6 +54,7 @@ class Shot(NamedTuple):
     titles: list[str]
     labels: list[str]
     kind: str
+    remarks: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)
@@ -171,6 +172,7 @@ class Render(Command):
                     {"file": str(folder / made["file"]), **told} for made, told in zip(files, shot.told, strict=True)
                 ],
                 "contact_sheet": str(sheet_file),
+                "not_read": [*asset.remarks, *shot.remarks],
                 "cameras": str(folder / "transforms.json"),
                 "seconds": round(time.monotonic() - began, 3),
                 "peak_memory_mb": peak_memory_mb(),
@@ -261,7 +263,14 @@ class Render(Command):
         if self.size is not None:
             cams = cams.scaled(self.size)
         numbers = list(map(str, range(len(cams))))
-        return Shot(cams, [{"camera": name} for name in loaded.names], [file.name] * len(cams), numbers, "cameras")
+        return Shot(
+            cams,
+            [{"camera": name} for name in loaded.names],
+            [file.name] * len(cams),
+            numbers,
+            "cameras",
+            loaded.remarks,
+        )
 
     # ---------------------------------------------------------------------------------------------------- the pictures
 

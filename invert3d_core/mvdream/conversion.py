@@ -69,6 +69,10 @@ def convert(
     if target.exists() and not (target.is_dir() and target.suffix != ".safetensors" and not any(target.iterdir())):
         raise ModelError(f"'{target}' exists already and is never written over. Choose another name, or remove it.")
     checkpoint = open_checkpoint(find_checkpoint(source))
+    beside = own_vocabulary(target)
+    own = target.suffix == ".safetensors" and checkpoint.info.base not in ENCODER_WIDTHS
+    if own and beside.exists():
+        raise ModelError(f"'{beside}', where the vocabulary goes, exists already. Choose another name, or remove it.")
     with torch.inference_mode(False), torch.no_grad():
         networks = networks_of(checkpoint, checkpoint.info)
         _require_room(target, checkpoint, dtype)
@@ -79,17 +83,19 @@ def convert(
             layout, notes = write(checkpoint, networks, partial, dtype, progress)
             if target.is_dir():
                 target.rmdir()  # it is empty; Windows replaces no folder
+            if own:
+                notes.append(_write_own_vocabulary(checkpoint, networks[2], beside))
             os.replace(partial, target)
-            if target.is_file() and checkpoint.info.base not in ENCODER_WIDTHS:
-                notes.append(_write_own_vocabulary(checkpoint, networks[2], target))
             _sync(target.parent)
         except BaseException:
+            if own:
+                beside.unlink(missing_ok=True)
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
             partial.unlink(missing_ok=True)
             raise
-    files = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]
-    return Conversion(target, layout, sum(file.stat().st_size for file in files), tuple(notes))
+    files = [target, beside] if target.is_file() else target.rglob("*")
+    return Conversion(target, layout, sum(file.stat().st_size for file in files if file.is_file()), tuple(notes))
 
 
 Networks = tuple[Any, Any, Any]
@@ -203,9 +209,9 @@ def _tokenizer_of(checkpoint: Checkpoint, text_encoder: Any) -> Tokenizer | None
         return None
 
 
-def _write_own_vocabulary(checkpoint: Checkpoint, text_encoder: Any, target: Path) -> str:
+def _write_own_vocabulary(checkpoint: Checkpoint, text_encoder: Any, file: Path) -> str:
     """Write the vocabulary of one file beside it; what is to be said about it."""
-    tokenizer, file = _tokenizer_of(checkpoint, text_encoder), own_vocabulary(target)
+    tokenizer = _tokenizer_of(checkpoint, text_encoder)
     if tokenizer is None:
         return "no vocabulary was found: put its tokenizer.json beside it"
     write_atomically(file, tokenizer.backend.to_str().encode())

@@ -169,7 +169,7 @@ def hindrance(device: torch.device) -> str | None:
     # Another keeps their memory where `empty_cache` does not reach, and an error in one ends the process.
     return (
         "Training and sampling are several times slower than they could be: CUDA graphs need PyTorch's own memory "
-        "allocator. Start ComfyUI with --disable-cuda-malloc to have it."
+        "allocator, with which ComfyUI starts when it is given --disable-cuda-malloc."
     )
 
 

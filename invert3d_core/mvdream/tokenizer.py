@@ -99,7 +99,8 @@ def find_tokenizer(
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     raise ModelError(
         f"No vocabulary of {vocab_size} words was found for the text encoder in '{folder}'. Looked in: "
-        f"(1) the checkpoint's folder and its 'tokenizer' folder, for tokenizer.json or vocab.json and merges.txt; "
+        f"(1) the checkpoint's folder and its 'tokenizer' folder, for tokenizer.json or vocab.json and merges.txt, and "
+        f"beside a file for {own_vocabulary(checkpoint).name}; "
         f"(2) the host ({hosts}); (3) the installed packages that carry it ({packages}). "
         + (f"Of another size: {'; '.join(refused)}. " if refused else "")
         + "Put CLIP's vocab.json and merges.txt beside the checkpoint, or install open_clip_torch."

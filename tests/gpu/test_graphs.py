@@ -232,7 +232,7 @@ def test_another_allocator_is_announced_once_and_draws_the_same(model, tmp_path)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Start ComfyUI with --disable-cuda-malloc") == 1
+    assert done.stderr.count("with which ComfyUI starts when it is given --disable-cuda-malloc") == 1
     assert_near(torch.load(tmp_path / "drawn.pt"), draw(model).cpu())
     assert graphs.hindrance(model.device) is None
 

@@ -62,9 +62,9 @@ class LoadedCameras(NamedTuple):
 
 
 def to_cameras(shots: Sequence[Shot], file: str, form: str, size: tuple[int, int] | None = None) -> LoadedCameras:
-    """Cameras of the shots' poses, with pictures of one size (width, height): what is given, else that of the first.
+    """Cameras of the shots' poses, with pictures of one size (width, height): what is given, else the commonest.
 
-    Pictures of another shape are left out with a remark; without a size, those of the commonest shape stay.
+    Pictures of another shape are left out with a remark.
 
     A principal point off the middle is answered by turning the camera so that its axis goes through the middle of the
     picture, unequal focal lengths by their mean: the homography that is left is nearly the identity. How far it moves
@@ -96,7 +96,8 @@ def to_cameras(shots: Sequence[Shot], file: str, form: str, size: tuple[int, int
         lost = np.flatnonzero(~alike)
         remarks.append(
             f"{len(lost)} of {len(names)} pictures are left out (the first is {names[lost[0]]!r}): cameras loaded "
-            f"together have one shape, and theirs is not that of {width}×{height}. Load them apart, by their own size"
+            f"together have one shape, and theirs is not that of {width}×{height}. Load them apart, by their own width "
+            "and height"
         )
         names, lenses, c2w = [names[i] for i in np.flatnonzero(alike)], lenses[alike], c2w[alike]
     rotation, off = _orthonormal(c2w[:, :3, :3])
@@ -137,11 +138,12 @@ def to_cameras(shots: Sequence[Shot], file: str, form: str, size: tuple[int, int
 
 
 def _commonest(lenses: Floats) -> tuple[int, int]:
-    """The size (width, height) of the first picture of the commonest shape."""
-    _, first, counts = np.unique(
-        np.round(np.log(lenses[:, 0] / lenses[:, 1]) / ASPECT_TOLERANCE), return_index=True, return_counts=True
-    )
-    width, height = np.round(lenses[first[counts == counts.max()].min(), :2])
+    """The size (width, height) of the first picture whose shape most others have."""
+    shapes = np.log(lenses[:, 0] / lenses[:, 1])
+    ordered = np.sort(shapes)
+    below = np.searchsorted(ordered, shapes - ASPECT_TOLERANCE, "left")
+    above = np.searchsorted(ordered, shapes + ASPECT_TOLERANCE, "right")
+    width, height = np.maximum(1, np.round(lenses[np.argmax(above - below), :2]))
     return int(width), int(height)
 
 

@@ -55,10 +55,12 @@ class _Column(NamedTuple):
         return self.width * (1 if self.code == _BYTE else 4)
 
 
-def stands_as_shown(splats: GaussianSplats) -> bool:
-    """Whether the splats state the up that viewers of glTF take for granted, +y."""
+def remark_on_up(splats: GaussianSplats) -> str | None:
+    """What is to be said about splats that are written as they stand; None where they state the up of glTF, +y."""
     stated = Orientation.from_comment(splats.comment)
-    return stated is not None and stated.up == "+y"
+    if stated is None:
+        return "Viewers of glTF take +y for up. These splats do not state theirs: look how they stand"
+    return None if stated.up == "+y" else f"Viewers of glTF take +y for up. These splats state {stated.up}"
 
 
 def detect(head: bytes) -> bool:

@@ -49,7 +49,9 @@ def test_what_a_person_is_told(run, ball, tmp_path):
     assert done.err == ""
     splats.save(replace(splats.load(ball), comment=""), tmp_path / "silent.ply")
     done = run("convert", tmp_path / "silent.ply", tmp_path / "silent.glb")
-    assert "Viewers of glTF take +y for up, and these splats do not state it: --upright" in done.out
+    assert "Viewers of glTF take +y for up. These splats do not state theirs: look how they stand; --up" in done.out
+    splats.save(replace(splats.load(ball), comment='up="-y" front="-z"'), tmp_path / "down.ply")
+    assert "These splats state -y; --up" in run("convert", tmp_path / "down.ply", tmp_path / "down.glb").out
     assert "glTF" not in run("convert", tmp_path / "silent.ply", tmp_path / "up.glb", "--upright").out
     done = run("convert", ball, tmp_path / "ball.splat")
     assert done.out.endswith("(splat, 0.01 MB)\n")

@@ -42,6 +42,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         (["paint"], "Unrecognized options: paint"),
         (["info"], "Missing from invert3d info: PATH"),
         (["render", "a.ply", "--out", "x", "--count", "0"], "Unrecognized options: --count, 0 (invert3d render"),
+        (["render", "a", "--out", "x", "--cuont", "3", "--sise", "4"], "Unrecognized options: --cuont, 3, --sise, 4 ("),
         (["sample", "--model", "toy", "--out", "x"], "Missing from invert3d sample: --prompt"),
         (["demo", "--steps", "many"], "Error parsing --steps: invalid literal"),
     ],
@@ -60,15 +61,17 @@ def test_version(run):
     assert run("--version").out == f"invert3d {invert3d_core.__version__}\n"
 
 
-def test_a_reader_that_has_seen_enough(ball):
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["info", "ball"]])
+def test_a_reader_that_has_seen_enough(ball, arguments):
     """As of ``invert3d info file | head -1``."""
     code = "import sys, time; from invert3d_core.cli.main import main; time.sleep(1); sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "info", str(ball)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=ENVIRONMENT) as ran:
+    command = [sys.executable, "-c", code, *(str(ball) if word == "ball" else word for word in arguments)]
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment) as ran:
         assert ran.stdout and ran.stderr
         ran.stdout.close()
         assert ran.stderr.read() == b""
-    assert ran.returncode == 0
+    assert ran.returncode == 141
 
 
 def test_every_command_as_a_process_of_its_own_in_another_folder(model, token, ball, tmp_path):

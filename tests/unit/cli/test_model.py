@@ -45,6 +45,11 @@ def test_convert_to_a_folder_and_to_a_file(run, model, tmp_path):
     found = safetensors.torch.load_file(tmp_path / "file.safetensors")
     assert found.keys() == source.keys()
     assert all(torch.equal(value, source[key].half()) for key, value in found.items())
+    (tmp_path / "other.tokenizer.json").write_text("of another")
+    done = run("model", "convert", tmp_path / "folder", tmp_path / "other.safetensors")
+    assert done.code == 2 and "other.tokenizer.json', where the vocabulary goes, exists already" in done.err
+    assert (tmp_path / "other.tokenizer.json").read_text() == "of another"
+    assert not (tmp_path / "other.safetensors").exists()
     done = run("model", "convert", model, tmp_path / "folder")
     assert (done.code, done.out) == (2, "")
     assert "exists already" in done.err

@@ -443,6 +443,12 @@ def test_of_upright_and_wide_pictures_the_commonest_stay(tmp_path):
     assert len(loaded.cameras) == 2
     assert "2 of 4 pictures are left out (the first is 'wide')" in loaded.remarks[0]
     assert cameras.load(tmp_path / "t.json", size=(640, 480)).names == ["wide"]
+    # Shapes that undistorting has made differ by a pixel are one.
+    value["frames"] = [
+        value["frames"][0] | {"file_path": str(i), "w": 906 + i % 2 if i < 6 else 800, "h": 800 if i < 6 else 906}
+        for i in range(10)
+    ]
+    assert cameras.load(write_json(tmp_path / "t.json", value)).names == list("012345")
 
 
 # --------------------------------------------------------------------------------------------------------------- damage
