@@ -15,7 +15,7 @@ from ..invert3d_core.progress import Progress
 from ..invert3d_core.splats import GaussianSplats, formats
 from ..invert3d_core.splats.edit import most_visible, with_degree
 from ..invert3d_core.splats.metadata import with_metadata, without_metadata
-from ..invert3d_core.splats.orientation import Guess, guess_orientation
+from ..invert3d_core.splats.orientation import Guess, gltf_remark, guess_orientation
 from . import host
 from .rendering import SH_DEGREES
 
@@ -88,7 +88,7 @@ def written(
     size = path.stat().st_size / 1e6
     line = f"{host.within_output(path)} · {len(splat):,} splats · {size:,.2f} MB"
     lines = [line, *(f"not kept: {what}" for what in lost)]
-    remark = formats.gltf.remark_on_up(splat) if format == formats.gltf.NAME else None
+    remark = gltf_remark(splat) if format == formats.gltf.NAME else None
     if remark is not None:
         lines.append(f"{remark}; Orient Splat shows it, and Normalize Splat turns them.")
     return "\n".join(lines)

@@ -48,6 +48,7 @@ class Convert(Command):
 
     def run(self) -> None:
         from ..splats import formats, save
+        from ..splats.orientation import gltf_remark
 
         began = time.monotonic()
         form = formats.for_writing(self.destination, self.format)
@@ -81,7 +82,7 @@ class Convert(Command):
         }
         size = values["bytes"] / 1e6
         text = f"wrote {len(splat):,} splats to {self.destination} ({form.name}, {size:,.2f} MB)"
-        remark = formats.gltf.remark_on_up(splat) if form.name == formats.gltf.NAME else None
+        remark = gltf_remark(splat) if form.name == formats.gltf.NAME else None
         if remark is not None:
             self.say(f"{remark}; --upright turns them from there, or from the axis that --up names.")
         self.report(values, text if lost or asset.remarks else f"{text}, everything kept")

@@ -114,6 +114,14 @@ def stating(splats: GaussianSplats, orientation: Orientation) -> GaussianSplats:
     return replace(splats, comment=orientation.stated_in(splats.comment), check_values=False)
 
 
+def gltf_remark(splats: GaussianSplats) -> str | None:
+    """What is to be said of splats that go into a glTF as they stand; None where they state its up, +y."""
+    stated = Orientation.from_comment(splats.comment)
+    if stated is None:
+        return "Viewers of glTF take +y for up. These splats do not state theirs: look how they stand"
+    return None if stated.up == "+y" else f"Viewers of glTF take +y for up. These splats state {stated.up}"
+
+
 def _axis_name(way: Tensor) -> str:
     axis = int(way.abs().argmax())
     return ("+" if way[axis] > 0 else "-") + "xyz"[axis]

@@ -10,7 +10,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...cameras import Orientation
 from ...errors import FormatError
 from .. import spherical_harmonics
 from ..gaussians import GaussianSplats
@@ -53,14 +52,6 @@ class _Column(NamedTuple):
     @property
     def bytes(self) -> int:
         return self.width * (1 if self.code == _BYTE else 4)
-
-
-def remark_on_up(splats: GaussianSplats) -> str | None:
-    """What is to be said about splats that are written as they stand; None where they state the up of glTF, +y."""
-    stated = Orientation.from_comment(splats.comment)
-    if stated is None:
-        return "Viewers of glTF take +y for up. These splats do not state theirs: look how they stand"
-    return None if stated.up == "+y" else f"Viewers of glTF take +y for up. These splats state {stated.up}"
 
 
 def detect(head: bytes) -> bool:
