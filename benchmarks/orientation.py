@@ -3,8 +3,8 @@
     python benchmarks/orientation.py --out benchmarks/results [FILE ...]
 
 Toy assets of all families are turned to all 24 stances, and `guess_orientation` is asked. Files of which up is +y and
-the front +z (LGM writes such) may be given and are turned alike. The usual frame counts as the likeliest by far where
-the shape says nothing, so what counts is that few are called something that is neither true nor usual, and that the
+the front +z (LGM writes such) may be given and are turned alike. The usual frame counts as the likeliest where the
+shape says nothing, so what counts is that few are called something that is neither true nor usual, and that the
 truth is among the four which a person is shown.
 """
 

@@ -398,9 +398,12 @@ def list_files(extensions: Iterable[str]) -> list[str]:
     found = []
     for directory, _, names in os.walk(folder):
         paths = (os.path.join(directory, name) for name in names if os.path.splitext(name)[1].lower() in wanted)
-        found += [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
-    # The host opens no link that leads out of its folders.
-    return samples + sorted(name for name in found if folder_paths.exists_annotated_filepath(name))
+        for path in paths:
+            name = os.path.relpath(path, folder).replace(os.sep, "/")
+            # The host opens no link that leads out of its folders; to ask it of every file would take its time.
+            if not os.path.islink(path) or folder_paths.exists_annotated_filepath(name):
+                found.append(name)
+    return samples + sorted(found)
 
 
 def find_file(name: str) -> Path | None:

@@ -146,12 +146,12 @@ class Lift(Command):
         loaded = cameras.load(self.cameras or self.views / TRANSFORMS, size=(width, height))
         pictures = [read_picture(find(self.views, name), (height, width)) for name in loaded.names]
         colors = torch.stack([picture[..., :3] * picture[..., 3:] + 1 - picture[..., 3:] for picture in pictures])
-        masks = torch.stack([picture[..., 3] for picture in pictures])
+        masks: Tensor | None = torch.stack([picture[..., 3] for picture in pictures])
         if self.masks is not None:
             folder = self.masks
             masks = torch.stack([read_picture(find(folder, name), (height, width))[..., 0] for name in loaded.names])
         elif bool((masks == 1).all()):
-            return loaded.cameras, colors, None, loaded.remarks
+            masks = None
         return loaded.cameras, colors, masks, loaded.remarks
 
     def _fit(

@@ -84,7 +84,7 @@ def test_no_turn_misleads_often_and_the_truth_is_offered() -> None:
             found[stands.up] += first == stands.up
             offered += stands.up in [guess.orientation.up for guess in guesses]
     whole = len(toys()) * len(ALL)
-    assert wrong <= 0.15 * whole
+    assert wrong <= 0.05 * whole
     assert offered >= 0.9 * whole
     assert found["-y"] == whole // 6
     assert found["+y"] >= whole // 12  # half of those that stand so
