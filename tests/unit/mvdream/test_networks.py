@@ -13,6 +13,11 @@ from .conftest import make_text_encoder, make_unet, make_vae
 from .test_key_maps import STRUCTURES, unet_state
 
 
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """Equal but for the last bits: torch 2.14 has other CPU kernels for weights that ask for gradients."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("down", "layers", "depth", "linear"), STRUCTURES)
 def test_sizes_of_a_unet_are_read_off(down: tuple[str, ...], layers: int, depth: int, linear: bool) -> None:
     state = unet_state(down, layers, depth, linear)
@@ -33,7 +38,7 @@ def test_unet_computes_the_same(prefix: str, draw: Any) -> None:
     loaded: Any = unet_from_state_dict(state, (2, 4, 4))
     inputs = draw(4, 4, 8, 8), torch.tensor([5] * 4), draw(4, 6, 24)
     more: dict[str, Any] = {"class_labels": draw(4, 16), "cross_attention_kwargs": {"num_frames": 4}}
-    assert torch.equal(loaded(*inputs, **more).sample, original(*inputs, **more).sample)
+    assert_same(loaded(*inputs, **more).sample, original(*inputs, **more).sample)
 
 
 def test_heads_that_no_weight_shows(caplog: pytest.LogCaptureFixture) -> None:
@@ -63,8 +68,8 @@ def test_vae_computes_the_same(prefix: str, draw: Any) -> None:
     )
     pixels = draw(2, 3, 16, 16)
     expected = original.encode(pixels).latent_dist.mode()
-    assert torch.equal(loaded.encode(pixels).latent_dist.mode(), expected)
-    assert torch.equal(loaded.decode(expected).sample, original.decode(expected).sample)
+    assert_same(loaded.encode(pixels).latent_dist.mode(), expected)
+    assert_same(loaded.decode(expected).sample, original.decode(expected).sample)
 
 
 def test_groups_that_do_not_fit_the_channels() -> None:
@@ -85,7 +90,7 @@ def test_text_encoder_computes_the_same(prefix: str) -> None:
         )
     loaded: Any = text_encoder_from_state_dict(key_maps.with_prefix(state, prefix), 2, activation, skip_last=0)
     ids = torch.tensor([[0, 4, 5, 7, 1, 1]])
-    assert torch.equal(loaded(input_ids=ids).last_hidden_state, original(input_ids=ids).last_hidden_state)
+    assert_same(loaded(input_ids=ids).last_hidden_state, original(input_ids=ids).last_hidden_state)
 
 
 MAKERS = {
