@@ -68,16 +68,21 @@ class Render(Command):
     cameras: OptionalPath = None
     """Cameras to render from: a COLMAP model (a folder or .zip), transforms.json, a training's cameras.json, or DTU's
     cameras.npz, in the frame of the splat's file."""
-    path: Literal["rings", "turntable", "spiral"] = "rings"
-    """rings: views on rings of elevations. turntable, spiral: frames of a film round the object."""
+    path: Literal["rings", "turntable", "spiral", "keyframes"] = "rings"
+    """rings: views on rings of elevations. turntable, spiral: frames of a film round the object. keyframes: frames of a
+    flight through the cameras of --cameras."""
     frames: OptionalInt = None
-    """Frames of a turntable or spiral; by default 4 seconds."""
+    """Frames of a film; by default 4 seconds."""
     fps: float = 24.0
-    """Frames a second of a turntable or spiral, told in transforms.json for whoever makes a film of them."""
+    """Frames a second of a film, told in transforms.json for whoever puts it together."""
     turns: float = 1.0
     """Full circles of a turntable or spiral; negative goes the other way."""
     easing: Literal["linear", "in", "out", "in-out"] = "linear"
-    """How the movement of a turntable or spiral starts and ends."""
+    """How the movement of a film starts and ends."""
+    rest_at_keys: Switch = False
+    """The easing holds between every two keyframes, so that the camera rests at each."""
+    loop: Switch = False
+    """The flight returns to the first keyframe, and the film runs on without a cut."""
     views: int = 8
     """Views on each ring, evenly spaced from azimuth 0."""
     azimuths: OptionalFloats = ()
@@ -104,8 +109,11 @@ class Render(Command):
     alpha: Switch = False
     """Write transparent pictures instead of a background."""
     depth: Literal["none", "png", "npy"] = "none"
-    """Write the expected depth along the view axis: as 16-bit PNG, 0 where nothing is, whose unit transforms.json
-    tells, or as .npy, float32 in scene units."""
+    """Write the depth along the view axis: as 16-bit PNG, 0 where nothing is, whose unit transforms.json tells, or as
+    .npy, float32 in scene units."""
+    depth_kind: Literal["expected", "median"] = "expected"
+    """expected: the mean over what is seen in a pixel, smooth. median: the splat behind which at most half of the light
+    is left, sharp at edges."""
     normals: Switch = False
     """Write the normals as PNG: red right, green up, blue towards the camera, gray where nothing is."""
     antialiased: Switch = False
@@ -167,6 +175,7 @@ class Render(Command):
                 "width": cams.width,
                 "height": cams.height,
                 "alpha": self.alpha,
+                **({"depth_kind": self.depth_kind} if self.depth != "none" else {}),
                 **({"depth_unit": unit} if self.depth == "png" else {}),
                 "views": [
                     {"file": str(folder / made["file"]), **told} for made, told in zip(files, shot.told, strict=True)
@@ -185,14 +194,20 @@ class Render(Command):
     def _shot(self, sphere: "Sphere", stands: "Orientation") -> Shot:
         if self.size is not None and not 1 <= self.size <= MAX_SIZE:
             raise InputError(f"--size is {self.size}; expected 1 to {MAX_SIZE} pixels.")
-        if self.frames is not None and (self.path == "rings" or self.cameras is not None):
-            raise InputError("--frames is for --path turntable or spiral; rings have --views, a file has its cameras.")
+        if self.frames is not None and self.path == "rings":
+            raise InputError("--frames is for the films of --path; rings have --views, a file has its cameras.")
+        if (self.rest_at_keys or self.loop) and self.path != "keyframes":
+            raise InputError("--rest-at-keys and --loop are for --path keyframes.")
         if self.cameras is not None:
+            if self.path == "keyframes":
+                return self._flight(self._from_file(self.cameras))
             if self.path != "rings":
                 raise InputError(
                     f"--path {self.path} goes round the object, --cameras stand in a file; give one of them."
                 )
             return self._from_file(self.cameras)
+        if self.path == "keyframes":
+            raise InputError("--path keyframes flies through the cameras of a file; name it with --cameras.")
         if not self.elevations:
             raise InputError("There are no elevations, so no views. Leave --elevations out, or give at least one.")
         from ..cameras import fit_radius
@@ -218,12 +233,10 @@ class Render(Command):
     def _film(self, radius: float, size: int) -> Shot:
         from ..cameras import paths
 
-        if not 0 < self.fps < math.inf:
-            raise InputError(f"--fps is {self.fps:g}; expected a positive number.")
         low, *others = self.elevations
         if self.path == "turntable" and others:
             raise InputError(f"--path turntable has one elevation, found {len(self.elevations)}; a spiral has two.")
-        count = paths.frame_count(4.0, self.fps) if self.frames is None else self.frames
+        count = self._frame_count()
         start = self.azimuths[0] if self.azimuths else 0.0
         if self.path == "turntable":
             cams = paths.turntable(
@@ -249,6 +262,29 @@ class Render(Command):
                 turns=self.turns,
                 easing=self.easing,
             )
+        return self._frames(cams)
+
+    def _flight(self, keys: Shot) -> Shot:
+        from ..cameras import paths
+
+        cams = paths.keyframes(
+            keys.cams,
+            self._frame_count(),
+            easing=self.easing,
+            ease_at="keys" if self.rest_at_keys else "ends",
+            closed=self.loop,
+        )
+        return self._frames(cams)._replace(remarks=keys.remarks)
+
+    def _frame_count(self) -> int:
+        from ..cameras import paths
+
+        if not 0 < self.fps < math.inf:
+            raise InputError(f"--fps is {self.fps:g}; expected a positive number.")
+        return paths.frame_count(4.0, self.fps) if self.frames is None else self.frames
+
+    def _frames(self, cams: "Cameras") -> Shot:
+        count = len(cams)
         told = [{"seconds": round(index / self.fps, 6)} for index in range(count)]
         return Shot(cams, told, [self.path] * count, list(map(str, range(count))), "frames")
 
@@ -299,7 +335,8 @@ class Render(Command):
         pictures.save_picture(folder / name, pictures.to_pil(self._picture(view)))
         if self.depth != "none":
             made["depth_file_path"] = f"depth{name.removeprefix('view').removesuffix('.png')}.{self.depth}"
-            save_depth(folder / made["depth_file_path"], view.depth[0], unit)
+            depth = view.depth_median if self.depth_kind == "median" else view.depth
+            save_depth(folder / made["depth_file_path"], depth[0], unit)
         if self.normals:
             made["normal_file_path"] = f"normals{name.removeprefix('view')}"
             shown = pictures.to_pil((view.normals[0] + 1) / 2)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from invert3d_core import cameras, splats
+from invert3d_core.rendering import rasterize
 from invert3d_core.splats import GaussianSplats
 
 
@@ -93,7 +94,11 @@ def test_distance_and_field_of_view(run, ball, tmp_path):
         (["--backend", "gsplat"], "gsplat backend cannot be used"),
         (["--size", "large"], "--size"),
         (["--sideways"], "Unrecognized options: --sideways"),
-        (["--frames", "4"], "--frames is for --path turntable or spiral"),
+        (["--frames", "4"], "--frames is for the films of --path"),
+        (["--frames", "4", "--cameras", "any.json"], "--frames is for the films of --path"),
+        (["--path", "keyframes"], "--path keyframes flies through the cameras of a file"),
+        (["--loop"], "--rest-at-keys and --loop are for --path keyframes"),
+        (["--path", "spiral", "--rest-at-keys"], "--rest-at-keys and --loop are for --path keyframes"),
         (["--path", "turntable", "--frames", "0"], "path of 0 frames"),
         (["--path", "turntable", "--frames", "1000000"], "path of 1,000,000 frames"),
         (["--path", "turntable", "--fps", "0"], "--fps is 0; expected a positive number"),
@@ -155,6 +160,42 @@ def test_depth_as_numbers_is_the_depth(run, ball, tmp_path):
         assert exact.dtype == np.float32 and exact.shape == (32, 32)
         assert np.abs(levels * unit - exact).max() <= unit
         assert ((levels == 0) == (exact == 0)).all()
+
+
+def test_median_depth_is_the_renderer_s(run, ball, tmp_path):
+    base = ("render", ball, "--views", 1, "--size", 32, "--backend", "torch", "--depth", "npy", "--json")
+    reports = {
+        kind: run(*base, "--out", tmp_path / kind, "--depth-kind", kind).report for kind in ("expected", "median")
+    }
+    assert {kind: report["depth_kind"] for kind, report in reports.items()} == {k: k for k in reports}
+    cams = cameras.load(tmp_path / "median" / "transforms.json").cameras
+    drawn = rasterize(splats.load(ball), cams, near=0.01)
+    for kind, depth in (("expected", drawn.depth), ("median", drawn.depth_median)):
+        found = torch.from_numpy(np.load(tmp_path / kind / "depth_000.npy"))
+        torch.testing.assert_close(found, depth[0], rtol=0, atol=1e-4)
+    assert (drawn.depth - drawn.depth_median).abs().max() > 0.01, "or the test could not tell them apart"
+
+
+def test_a_flight_through_the_cameras_of_a_file(run, ball, tmp_path):
+    keys = cameras.orbit([0, 90, 180], 15, 6, 40, 24, 24)
+    cameras.save(keys, tmp_path / "keys.json")
+    base = ("render", ball, "--cameras", tmp_path / "keys.json", "--path", "keyframes", "--fps", 8)
+    done = run(*base, "--frames", 5, "--out", tmp_path / "there", "--json")
+    assert done.code == 0, done.err
+    assert [view["seconds"] for view in done.report["views"]] == [0, 0.125, 0.25, 0.375, 0.5]
+    told = cameras.load(tmp_path / "there" / "transforms.json")
+    torch.testing.assert_close(told.cameras.c2w[::2], keys.c2w, rtol=0, atol=1e-4)
+    torch.testing.assert_close(told.cameras.centers.norm(dim=-1), torch.full((5,), 6.0), rtol=0, atol=1e-3)
+    assert json.loads((tmp_path / "there" / "transforms.json").read_text())["fps"] == 8
+    assert run(*base, "--frames", 4, "--loop", "--out", tmp_path / "round").code == 0
+    looped = cameras.load(tmp_path / "round" / "transforms.json").cameras
+    torch.testing.assert_close(looped.c2w[0], keys.c2w[0], rtol=0, atol=1e-4)
+    assert (looped.centers[3] - keys.centers[2]).norm() > 1, "on its way back, and not there yet"
+    resting = ("--frames", 9, "--easing", "in-out", "--rest-at-keys")
+    assert run(*base, *resting, "--out", tmp_path / "resting").code == 0
+    steps = cameras.load(tmp_path / "resting" / "transforms.json").cameras.centers.diff(dim=0).norm(dim=-1)
+    assert steps[[0, 3, 4, 7]].max() < 0.5 * steps[[1, 2, 5, 6]].min(), "slow at each of the three"
+    assert len(run(*base, "--out", tmp_path / "long", "--size", 4, "--json").report["views"]) == 32  # 4 seconds
 
 
 @pytest.mark.parametrize("kind", ["transforms", "colmap", "dtu"])
