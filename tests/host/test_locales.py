@@ -126,14 +126,18 @@ def test_chinese_names_are_drawn_in_nodes_2(chinese_page: ComfyPage) -> None:
 def test_help_page_is_shown_in_chinese_with_its_picture(chinese_page: ComfyPage) -> None:
     page = chinese_page.page
     page.evaluate(
-        """() => {
-            app.graph.clear()
-            const node = LiteGraph.createNode("Invert3DTokenApply")
-            app.graph.add(node)
-            node.pos = [300, 300]
-            app.canvas.ds.scale = 1
-            app.canvas.ds.offset = [0, 0]
-            app.canvas.selectNode(node)
+        """async () => {
+            // A page that is still busy with the graph before may drop what is selected meanwhile.
+            for (let i = 0; i < 30 && !document.querySelector('[data-testid="info-button"]'); i++) {
+                app.graph.clear()
+                const node = LiteGraph.createNode("Invert3DTokenApply")
+                app.graph.add(node)
+                node.pos = [300, 300]
+                app.canvas.ds.scale = 1
+                app.canvas.ds.offset = [0, 0]
+                app.canvas.selectNode(node)
+                await new Promise(resolve => setTimeout(resolve, 1000))
+            }
         }"""
     )
     page.locator('[data-testid="info-button"]').click()
