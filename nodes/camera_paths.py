@@ -120,7 +120,8 @@ class CameraPath(io.ComfyNode):
                 io.Boolean.Input(
                     "rest_at_keys",
                     default=False,
-                    tooltip="Keyframes: the easing holds between every two of them, so that the camera rests at each.",
+                    tooltip="Keyframes: the easing holds between every two of them, so that the camera rests at each; "
+                    "it cannot be linear then.",
                     advanced=True,
                 ),
                 io.Splat.Input(

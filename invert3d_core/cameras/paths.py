@@ -124,7 +124,7 @@ def keyframes(
 
     times: when each key is reached, increasing numbers of any unit; evenly by default. closed: the path returns to the
     first key, whose return is one more time, and that frame is left out, so that a film of it runs on. easing: at both
-    ends of the path, or with ease_at="keys" between every two keys, so that the camera rests at each.
+    ends of the path, or with ease_at="keys" between every two keys, so that the camera rests at each; "linear" cannot.
 
     Positions and rotations follow cubic Hermite splines with Catmull and Rom's tangents for uneven times, shortened
     where they would overshoot a key, so that the camera stands still between equal keys; or with smooth=False straight
@@ -138,6 +138,8 @@ def keyframes(
         raise CameraError("keyframes: there are no cameras to move through, expected at least one")
     if ease_at not in get_args(EaseAt):
         raise CameraError(f"keyframes: ease_at is {ease_at!r}, expected 'ends' or 'keys'")
+    if ease_at == "keys" and easing == "linear":
+        raise CameraError("keyframes: with the easing linear the camera rests at no key; choose in-out, in or out")
     stops = [*range(len(keys)), 0] if closed else list(range(len(keys)))
     when = _times(times, len(stops))
     if len(stops) == 1:
@@ -326,5 +328,6 @@ def _ends(span: Span) -> tuple[float, float]:
 
 def _checked(count: int) -> int:
     if not 1 <= count <= MAX_FRAMES:
-        raise CameraError(f"A path of {count:,} frames; expected 1 to {MAX_FRAMES:,}. Ask for fewer, or a lower fps.")
+        advice = " Ask for fewer, or a lower fps." if count > MAX_FRAMES else ""
+        raise CameraError(f"A path of {count:,} frames; expected 1 to {MAX_FRAMES:,}.{advice}")
     return count

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from ..splats import GaussianSplats
 
 SIZE, MAX_SIZE = 512, 1 << 14  # of a view: where nothing else says it, and at most
+MIN_FPS = 0.001  # a film of fewer frames a second is a slip of the hand
+CAMERAS_FILE = "transforms.json"
+ROUND_THE_OBJECT = ("turns", "views", "azimuths", "elevations", "fov", "radius")  # options that no file needs
 SPIRAL_END_DEG = 60.0  # where a spiral ends that is told only where it starts
 SHEET_COLUMNS, SHEET_VIEWS, SHEET_CELL = 8, 64, 176
 DEPTH_LEVELS = 65535  # of a 16-bit PNG
@@ -70,23 +73,24 @@ class Render(Command):
     cameras.npz, in the frame of the splat's file."""
     path: Literal["rings", "turntable", "spiral", "keyframes"] = "rings"
     """rings: views on rings of elevations. turntable, spiral: frames of a film round the object. keyframes: frames of a
-    flight through the cameras of --cameras."""
+    flight through the cameras of --cameras, in their order there."""
     frames: OptionalInt = None
-    """Frames of a film; by default 4 seconds."""
+    """Frames of a film; by default as many as 4 seconds have."""
     fps: float = 24.0
     """Frames a second of a film, told in transforms.json for whoever puts it together."""
     turns: float = 1.0
     """Full circles of a turntable or spiral; negative goes the other way."""
     easing: Literal["linear", "in", "out", "in-out"] = "linear"
-    """How the movement of a film starts and ends."""
+    """How the movement of a film starts and ends: evenly, from rest (in), to rest (out), or both."""
     rest_at_keys: Switch = False
-    """The easing holds between every two keyframes, so that the camera rests at each."""
+    """The easing holds between every two keyframes, so that the camera rests at each; it cannot be linear then."""
     loop: Switch = False
     """The flight returns to the first keyframe, and the film runs on without a cut."""
     views: int = 8
     """Views on each ring, evenly spaced from azimuth 0."""
     azimuths: OptionalFloats = ()
-    """Azimuths in degrees instead: 0 looks at the front, 90 at the side of +x. A path starts at the first."""
+    """Azimuths in degrees instead: 0 looks at the front, 90 at the side of +x. A turntable or spiral starts at the
+    first."""
     elevations: tuple[float, ...] = (15.0,)
     """A ring for each elevation in degrees; positive looks from above. A turntable has one; a spiral goes from the
     first to the last, and from a single one to 60."""
@@ -109,11 +113,11 @@ class Render(Command):
     alpha: Switch = False
     """Write transparent pictures instead of a background."""
     depth: Literal["none", "png", "npy"] = "none"
-    """Write the depth along the view axis: as 16-bit PNG, 0 where nothing is, whose unit transforms.json tells, or as
+    """Write the depth along the view axis, 0 where nothing is: as 16-bit PNG, whose unit transforms.json tells, or as
     .npy, float32 in scene units."""
     depth_kind: Literal["expected", "median"] = "expected"
     """expected: the mean over what is seen in a pixel, smooth. median: the splat behind which at most half of the light
-    is left, sharp at edges."""
+    is left, sharp at edges, 0 where more is left; with gsplat it takes as long again."""
     normals: Switch = False
     """Write the normals as PNG: red right, green up, blue towards the camera, gray where nothing is."""
     antialiased: Switch = False
@@ -161,9 +165,11 @@ class Render(Command):
         more: dict[str, Any] = {"frames": [{k: v for k, v in made.items() if k != "file"} for made in files]}
         if shot.kind == "frames":
             more["fps"] = self.fps
+        if self.depth != "none":
+            more["depth_kind"] = self.depth_kind
         if self.depth == "png":
             more["depth_unit_scale_factor"] = unit
-        cameras.save(cams, folder / "transforms.json", names=names, more=more)
+        cameras.save(cams, folder / CAMERAS_FILE, names=names, more=more)
         self.report(
             {
                 "command": "render",
@@ -182,7 +188,7 @@ class Render(Command):
                 ],
                 "contact_sheet": str(sheet_file),
                 "not_read": [*asset.remarks, *shot.remarks],
-                "cameras": str(folder / "transforms.json"),
+                "cameras": str(folder / CAMERAS_FILE),
                 "seconds": round(time.monotonic() - began, 3),
                 "peak_memory_mb": peak_memory_mb(),
             },
@@ -194,13 +200,21 @@ class Render(Command):
     def _shot(self, sphere: "Sphere", stands: "Orientation") -> Shot:
         if self.size is not None and not 1 <= self.size <= MAX_SIZE:
             raise InputError(f"--size is {self.size}; expected 1 to {MAX_SIZE} pixels.")
+        if not MIN_FPS <= self.fps < math.inf:
+            raise InputError(f"--fps is {self.fps:g}; expected a number from {MIN_FPS}.")
         if self.frames is not None and self.path == "rings":
-            raise InputError("--frames is for the films of --path; rings have --views, a file has its cameras.")
+            raise InputError(
+                "--frames is for --path turntable, spiral or keyframes; rings have --views, a file has its cameras."
+            )
         if (self.rest_at_keys or self.loop) and self.path != "keyframes":
             raise InputError("--rest-at-keys and --loop are for --path keyframes.")
+        if self.depth_kind != "expected" and self.depth == "none":
+            raise InputError("--depth-kind is for a depth that is written; say how with --depth png or npy.")
         if self.cameras is not None:
+            if unfit := [name for name in ROUND_THE_OBJECT if getattr(self, name) != getattr(Render, name)]:
+                raise InputError(f"--{unfit[0]} is for cameras round the object; those of a file stand as it says.")
             if self.path == "keyframes":
-                return self._flight(self._from_file(self.cameras))
+                return self._flight(self.cameras)
             if self.path != "rings":
                 raise InputError(
                     f"--path {self.path} goes round the object, --cameras stand in a file; give one of them."
@@ -264,9 +278,13 @@ class Render(Command):
             )
         return self._frames(cams)
 
-    def _flight(self, keys: Shot) -> Shot:
+    def _flight(self, file: Path) -> Shot:
         from ..cameras import paths
 
+        keys = self._from_file(file)
+        made = self.out / CAMERAS_FILE
+        if made.exists() and any(given.exists() and given.samefile(made) for given in (file, file / CAMERAS_FILE)):
+            raise InputError("The flight would replace the file of its keyframes; give --out another folder.")
         cams = paths.keyframes(
             keys.cams,
             self._frame_count(),
@@ -279,8 +297,6 @@ class Render(Command):
     def _frame_count(self) -> int:
         from ..cameras import paths
 
-        if not 0 < self.fps < math.inf:
-            raise InputError(f"--fps is {self.fps:g}; expected a positive number.")
         return paths.frame_count(4.0, self.fps) if self.frames is None else self.frames
 
     def _frames(self, cams: "Cameras") -> Shot:

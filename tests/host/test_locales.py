@@ -128,7 +128,8 @@ def test_help_page_is_shown_in_chinese_with_its_picture(chinese_page: ComfyPage)
     page.evaluate(
         """async () => {
             // A page that is still busy with the graph before may drop what is selected meanwhile.
-            for (let i = 0; i < 30 && !document.querySelector('[data-testid="info-button"]'); i++) {
+            const shown = () => document.querySelector('[data-testid="info-button"]')
+            for (let i = 0; i < 6; i++) {
                 app.graph.clear()
                 const node = LiteGraph.createNode("Invert3DTokenApply")
                 app.graph.add(node)
@@ -136,7 +137,10 @@ def test_help_page_is_shown_in_chinese_with_its_picture(chinese_page: ComfyPage)
                 app.canvas.ds.scale = 1
                 app.canvas.ds.offset = [0, 0]
                 app.canvas.selectNode(node)
-                await new Promise(resolve => setTimeout(resolve, 1000))
+                for (let j = 0; j < 10; j++) {
+                    await new Promise(resolve => setTimeout(resolve, 1000))
+                    if (shown()) return
+                }
             }
         }"""
     )

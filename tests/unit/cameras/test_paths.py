@@ -217,6 +217,7 @@ def test_one_key_and_one_frame():
         (lambda: paths.keyframes(ring(3), 4, times=[0, 1, 1]), "do not increase"),
         (lambda: paths.keyframes(ring(3), 4, times=[0, 1, math.nan]), "do not increase"),
         (lambda: paths.keyframes(ring(3), 4, ease_at="middle"), "ease_at is 'middle'"),  # pyright: ignore
+        (lambda: paths.keyframes(ring(3), 4, ease_at="keys"), "rests at no key; choose in-out"),
     ],
 )
 def test_errors_name_what_is_wrong(call, message):

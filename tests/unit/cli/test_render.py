@@ -94,18 +94,21 @@ def test_distance_and_field_of_view(run, ball, tmp_path):
         (["--backend", "gsplat"], "gsplat backend cannot be used"),
         (["--size", "large"], "--size"),
         (["--sideways"], "Unrecognized options: --sideways"),
-        (["--frames", "4"], "--frames is for the films of --path"),
-        (["--frames", "4", "--cameras", "any.json"], "--frames is for the films of --path"),
+        (["--frames", "4"], "--frames is for --path turntable, spiral or keyframes"),
+        (["--frames", "4", "--cameras", "any.json"], "--frames is for --path turntable, spiral or keyframes"),
+        (["--depth-kind", "median"], "--depth-kind is for a depth that is written"),
         (["--path", "keyframes"], "--path keyframes flies through the cameras of a file"),
         (["--loop"], "--rest-at-keys and --loop are for --path keyframes"),
         (["--path", "spiral", "--rest-at-keys"], "--rest-at-keys and --loop are for --path keyframes"),
         (["--path", "turntable", "--frames", "0"], "path of 0 frames"),
         (["--path", "turntable", "--frames", "1000000"], "path of 1,000,000 frames"),
-        (["--path", "turntable", "--fps", "0"], "--fps is 0; expected a positive number"),
-        (["--path", "turntable", "--frames", "4", "--fps", "0"], "--fps is 0; expected a positive number"),
+        (["--path", "turntable", "--fps", "0"], "--fps is 0; expected a number from 0.001"),
+        (["--path", "turntable", "--frames", "4", "--fps", "1e-310"], "--fps is 1e-310; expected a number from 0.001"),
         (["--path", "spiral", "--frames", "4", "--fps", "nan"], "--fps is nan"),
         (["--path", "turntable", "--elevations", "0", "30"], "--path turntable has one elevation, found 2"),
         (["--path", "spiral", "--cameras", "any.json"], "--path spiral goes round the object"),
+        (["--fov", "30", "--cameras", "any.json"], "--fov is for cameras round the object"),
+        (["--path", "keyframes", "--azimuths", "10", "--cameras", "any.json"], "--azimuths is for cameras round"),
         (["--cameras", "nowhere.json"], "There is no file or folder 'nowhere.json'"),
         (["--cameras", ".", "--width", "8"], "--width and --height belong together"),
         (["--background", "white", "red"], "--background names 2 colors for 8 views; expected 1, or 8"),
@@ -164,10 +167,9 @@ def test_depth_as_numbers_is_the_depth(run, ball, tmp_path):
 
 def test_median_depth_is_the_renderer_s(run, ball, tmp_path):
     base = ("render", ball, "--views", 1, "--size", 32, "--backend", "torch", "--depth", "npy", "--json")
-    reports = {
-        kind: run(*base, "--out", tmp_path / kind, "--depth-kind", kind).report for kind in ("expected", "median")
-    }
-    assert {kind: report["depth_kind"] for kind, report in reports.items()} == {k: k for k in reports}
+    for kind in ("expected", "median"):
+        assert run(*base, "--out", tmp_path / kind, "--depth-kind", kind).report["depth_kind"] == kind
+        assert json.loads((tmp_path / kind / "transforms.json").read_text())["depth_kind"] == kind
     cams = cameras.load(tmp_path / "median" / "transforms.json").cameras
     drawn = rasterize(splats.load(ball), cams, near=0.01)
     for kind, depth in (("expected", drawn.depth), ("median", drawn.depth_median)):
@@ -190,12 +192,25 @@ def test_a_flight_through_the_cameras_of_a_file(run, ball, tmp_path):
     assert run(*base, "--frames", 4, "--loop", "--out", tmp_path / "round").code == 0
     looped = cameras.load(tmp_path / "round" / "transforms.json").cameras
     torch.testing.assert_close(looped.c2w[0], keys.c2w[0], rtol=0, atol=1e-4)
-    assert (looped.centers[3] - keys.centers[2]).norm() > 1, "on its way back, and not there yet"
+    for key in (0, 2):
+        assert (looped.centers[3] - keys.centers[key]).norm() > 1, "on its way back, and not there yet"
     resting = ("--frames", 9, "--easing", "in-out", "--rest-at-keys")
     assert run(*base, *resting, "--out", tmp_path / "resting").code == 0
     steps = cameras.load(tmp_path / "resting" / "transforms.json").cameras.centers.diff(dim=0).norm(dim=-1)
     assert steps[[0, 3, 4, 7]].max() < 0.5 * steps[[1, 2, 5, 6]].min(), "slow at each of the three"
     assert len(run(*base, "--out", tmp_path / "long", "--size", 4, "--json").report["views"]) == 32  # 4 seconds
+
+
+@pytest.mark.parametrize("given", ["transforms.json", "."])
+def test_a_flight_does_not_replace_its_keyframes(run, ball, tmp_path, given):
+    cameras.save(cameras.orbit([0, 90], 15, 6, 40, 24, 24), tmp_path / "transforms.json")
+    before = (tmp_path / "transforms.json").read_bytes()
+    options = ("--path", "keyframes", "--frames", 2, "--out", tmp_path)
+    done = run("render", ball, "--cameras", tmp_path / given, *options)
+    assert done.code == 2 and "would replace the file of its keyframes" in done.err
+    assert (tmp_path / "transforms.json").read_bytes() == before
+    elsewhere = run("render", ball, "--cameras", tmp_path / given, *options[:-1], tmp_path / "film")
+    assert elsewhere.code == 0, elsewhere.err
 
 
 @pytest.mark.parametrize("kind", ["transforms", "colmap", "dtu"])
