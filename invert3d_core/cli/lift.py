@@ -22,6 +22,7 @@ from .command import (
     writable_folder,
 )
 from .invert import kept
+from .pictures import TRANSFORMS
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ..lift3d import FitConfig, FitResult
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-TRANSFORMS = "transforms.json"  # what `invert3d render` leaves beside its views
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+TRANSFORMS = "transforms.json"  # the cameras of a folder of views: `render` leaves it beside them, `lift` reads it
 MARGIN, LABEL_WIDTH = 12, 250
 TITLE_SIZE, TEXT_SIZE = 17, 14
 INK, FAINT, PAPER = (24, 24, 24), (104, 104, 104), (255, 255, 255)

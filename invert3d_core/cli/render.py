@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 SIZE, MAX_SIZE = 512, 1 << 14  # of a view: where nothing else says it, and at most
 MIN_FPS = 0.001  # a film of fewer frames a second is a slip of the hand
-CAMERAS_FILE = "transforms.json"
 ROUND_THE_OBJECT = ("turns", "views", "azimuths", "elevations", "fov", "radius")  # options that no file needs
 SPIRAL_END_DEG = 60.0  # where a spiral ends that is told only where it starts
 SHEET_COLUMNS, SHEET_VIEWS, SHEET_CELL = 8, 64, 176
@@ -141,6 +140,7 @@ class Render(Command):
         asset = assets.load(self.file)
         sphere = cameras.fit_sphere(asset.splat)
         stands = assets.orientation(asset.splat, self.up, self.front)
+        self._check()
         shot = self._shot(sphere, stands)
         cams = shot.cams
         if len(colors) not in (1, len(cams)):
@@ -162,14 +162,13 @@ class Render(Command):
                 bar(index + 1, len(cams))
         sheet_file = folder / "contact_sheet.png"
         sheet.save(sheet_file)
-        more: dict[str, Any] = {"frames": [{k: v for k, v in made.items() if k != "file"} for made in files]}
+        kind = {} if self.depth == "none" else {"depth_kind": self.depth_kind}
+        more: dict[str, Any] = {"frames": [{k: v for k, v in made.items() if k != "file"} for made in files], **kind}
         if shot.kind == "frames":
             more["fps"] = self.fps
-        if self.depth != "none":
-            more["depth_kind"] = self.depth_kind
         if self.depth == "png":
             more["depth_unit_scale_factor"] = unit
-        cameras.save(cams, folder / CAMERAS_FILE, names=names, more=more)
+        cameras.save(cams, folder / pictures.TRANSFORMS, names=names, more=more)
         self.report(
             {
                 "command": "render",
@@ -181,23 +180,22 @@ class Render(Command):
                 "width": cams.width,
                 "height": cams.height,
                 "alpha": self.alpha,
-                **({"depth_kind": self.depth_kind} if self.depth != "none" else {}),
+                **kind,
                 **({"depth_unit": unit} if self.depth == "png" else {}),
                 "views": [
                     {"file": str(folder / made["file"]), **told} for made, told in zip(files, shot.told, strict=True)
                 ],
                 "contact_sheet": str(sheet_file),
                 "not_read": [*asset.remarks, *shot.remarks],
-                "cameras": str(folder / CAMERAS_FILE),
+                "cameras": str(folder / pictures.TRANSFORMS),
                 "seconds": round(time.monotonic() - began, 3),
                 "peak_memory_mb": peak_memory_mb(),
             },
             f"{len(files)} views of {asset.path.name} ({len(asset.splat):,} splats) in {folder}, seen in {sheet_file}",
         )
 
-    # ----------------------------------------------------------------------------------------------------- the cameras
-
-    def _shot(self, sphere: "Sphere", stands: "Orientation") -> Shot:
+    def _check(self) -> None:
+        """Raise InputError where options are out of range or do not go together."""
         if self.size is not None and not 1 <= self.size <= MAX_SIZE:
             raise InputError(f"--size is {self.size}; expected 1 to {MAX_SIZE} pixels.")
         if not MIN_FPS <= self.fps < math.inf:
@@ -213,19 +211,22 @@ class Render(Command):
         if self.cameras is not None:
             if unfit := [name for name in ROUND_THE_OBJECT if getattr(self, name) != getattr(Render, name)]:
                 raise InputError(f"--{unfit[0]} is for cameras round the object; those of a file stand as it says.")
-            if self.path == "keyframes":
-                return self._flight(self.cameras)
-            if self.path != "rings":
+            if self.path not in ("rings", "keyframes"):
                 raise InputError(
                     f"--path {self.path} goes round the object, --cameras stand in a file; give one of them."
                 )
-            return self._from_file(self.cameras)
-        if self.path == "keyframes":
+        elif self.path == "keyframes":
             raise InputError("--path keyframes flies through the cameras of a file; name it with --cameras.")
-        if not self.elevations:
+        elif not self.elevations:
             raise InputError("There are no elevations, so no views. Leave --elevations out, or give at least one.")
+
+    # ----------------------------------------------------------------------------------------------------- the cameras
+
+    def _shot(self, sphere: "Sphere", stands: "Orientation") -> Shot:
         from ..cameras import fit_radius
 
+        if self.cameras is not None:
+            return self._flight(self.cameras) if self.path == "keyframes" else self._from_file(self.cameras)
         size = SIZE if self.size is None else self.size
         radius = fit_radius(sphere.radius, self.fov, size, size) if self.radius is None else self.radius
         shot = self._rings(radius, size) if self.path == "rings" else self._film(radius, size)
@@ -282,8 +283,10 @@ class Render(Command):
         from ..cameras import paths
 
         keys = self._from_file(file)
-        made = self.out / CAMERAS_FILE
-        if made.exists() and any(given.exists() and given.samefile(made) for given in (file, file / CAMERAS_FILE)):
+        made = self.out / pictures.TRANSFORMS
+        if made.exists() and any(
+            given.exists() and given.samefile(made) for given in (file, file / pictures.TRANSFORMS)
+        ):
             raise InputError("The flight would replace the file of its keyframes; give --out another folder.")
         cams = paths.keyframes(
             keys.cams,

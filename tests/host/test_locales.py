@@ -1,9 +1,11 @@
 """The nodes in other languages: nothing untranslated, nothing stale, and the real page shows it."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Page, TimeoutError
 
 from tests.host.client import Client
 from tests.host.page import ComfyPage
@@ -79,6 +81,21 @@ def chinese_page(comfy_page: ComfyPage) -> Iterator[ComfyPage]:
     choose("en")
 
 
+def show_alone(page: Page, node_id: str) -> None:
+    """Put one node on an empty canvas, in view."""
+    page.evaluate(
+        """id => {
+            app.graph.clear()
+            const node = LiteGraph.createNode(id)
+            app.graph.add(node)
+            node.pos = [300, 300]
+            app.canvas.ds.scale = 1
+            app.canvas.ds.offset = [0, 0]
+        }""",
+        node_id,
+    )
+
+
 def test_page_shows_every_node_in_chinese(chinese_page: ComfyPage) -> None:
     chinese = read("zh", NODE_TEXTS)
     shown = chinese_page.page.evaluate(
@@ -107,16 +124,7 @@ def test_page_shows_every_node_in_chinese(chinese_page: ComfyPage) -> None:
 def test_chinese_names_are_drawn_in_nodes_2(chinese_page: ComfyPage) -> None:
     page = chinese_page.page
     page.evaluate("app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
-    page.evaluate(
-        """() => {
-            app.graph.clear()
-            const node = LiteGraph.createNode("Invert3DRenderOrbitViews")
-            app.graph.add(node)
-            node.pos = [200, 200]
-            app.canvas.ds.scale = 1
-            app.canvas.ds.offset = [0, 0]
-        }"""
-    )
+    show_alone(page, "Invert3DRenderOrbitViews")
     node = page.locator(".lg-node", has_text="渲染视图")
     node.wait_for(timeout=20_000)
     for text in ("仰角（度）", "背景色", "遮罩", "深度"):
@@ -125,26 +133,14 @@ def test_chinese_names_are_drawn_in_nodes_2(chinese_page: ComfyPage) -> None:
 
 def test_help_page_is_shown_in_chinese_with_its_picture(chinese_page: ComfyPage) -> None:
     page = chinese_page.page
-    page.evaluate(
-        """async () => {
-            // A page that is still busy with the graph before may drop what is selected meanwhile.
-            const shown = () => document.querySelector('[data-testid="info-button"]')
-            for (let i = 0; i < 6; i++) {
-                app.graph.clear()
-                const node = LiteGraph.createNode("Invert3DTokenApply")
-                app.graph.add(node)
-                node.pos = [300, 300]
-                app.canvas.ds.scale = 1
-                app.canvas.ds.offset = [0, 0]
-                app.canvas.selectNode(node)
-                for (let j = 0; j < 10; j++) {
-                    await new Promise(resolve => setTimeout(resolve, 1000))
-                    if (shown()) return
-                }
-            }
-        }"""
-    )
-    page.locator('[data-testid="info-button"]').click()
+    info = page.locator('[data-testid="info-button"]')
+    for _ in range(6):  # a page that is still busy with the graph before may drop what is selected meanwhile
+        show_alone(page, "Invert3DTokenApply")
+        page.evaluate("app.canvas.selectNode(app.graph.nodes[0])")
+        with contextlib.suppress(TimeoutError):
+            info.wait_for(timeout=10_000)
+            break
+    info.click()
     page.get_by_text("词元只适用于它所针对的文本编码器").first.wait_for(timeout=20_000)
     picture = page.locator('img[src*="pictures/Invert3DTokenApply.jpg"]')
     picture.wait_for(timeout=20_000)
